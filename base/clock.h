@@ -1,0 +1,13 @@
+/* clock.h: monotonic time. */
+#ifndef RS_BASE_CLOCK_H
+#define RS_BASE_CLOCK_H
+
+#include <time.h>
+
+/* Seconds since an arbitrary start; never goes back. */
+double clock_s(void);
+
+/* The CLOCK_MONOTONIC instant `seconds` from now, for timed waits. */
+struct timespec clock_after(double seconds);
+
+#endif

@@ -1,0 +1,37 @@
+/* status.c: names of statuses and the per-thread text of the latest failure. */
+#include "base/status.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+static _Thread_local char latest[STATUS_TEXT_MAX];
+
+rs_status status_fail(rs_status status, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(latest, sizeof latest, format, args);
+    va_end(args);
+    return status;
+}
+
+const char *rs_last_error(void) {
+    return latest;
+}
+
+const char *rs_status_name(rs_status status) {
+    static const char *const names[] = {
+        [RS_OK] = "ok",
+        [RS_BAD_ARGUMENT] = "bad argument",
+        [RS_BAD_FORMAT] = "bad format",
+        [RS_UNSUPPORTED] = "unsupported",
+        [RS_LIMIT] = "limit",
+        [RS_CANCELLED] = "cancelled",
+        [RS_PEER_LOST] = "peer lost",
+        [RS_PEER_LATE] = "peer late",
+        [RS_NO_MEMORY] = "out of memory",
+        [RS_IO] = "input/output error",
+        [RS_DEVICE] = "device error",
+    };
+    size_t index = (size_t)status;
+    return index < sizeof names / sizeof *names ? names[index] : "unknown status";
+}

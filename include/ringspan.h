@@ -1,0 +1,238 @@
+/* ringspan.h: the whole public interface of libringspan, long-context inference split over ranks.
+ *
+ * A model is a GGUF file; an engine is that model loaded on one or more ranks; a session is one timeline of tokens
+ * whose KV cache is reserved on every rank before the first token. The caller hands the session the whole prefix each
+ * time; what is already in the cache is kept, what differs is rewound and evaluated.
+ *
+ * Threads: a model may be read from any thread. An engine and its sessions belong to one thread at a time.
+ * Errors: every function that can fail returns rs_status and writes its results only on RS_OK;
+ * rs_last_error() then holds one sentence with the cause and the way out, per thread.
+ */
+#ifndef RINGSPAN_H
+#define RINGSPAN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define RS_VERSION "0.1.0"
+enum { RS_RANKS_MAX = 64 };
+
+/* Grouped by how much is lost. */
+typedef enum rs_status {
+    RS_OK = 0,
+    /* This request. */
+    RS_BAD_ARGUMENT, /* a parameter that cannot be meant */
+    RS_BAD_FORMAT,   /* a file or text that breaks its own rules */
+    RS_UNSUPPORTED,  /* valid, but not known here */
+    RS_LIMIT,        /* larger than a buffer, the context or the memory allowed */
+    RS_CANCELLED,    /* the caller's progress callback asked to stop */
+    /* The group of ranks. */
+    RS_PEER_LOST, /* another rank failed or went away */
+    RS_PEER_LATE, /* another rank missed its deadline */
+    /* The process. */
+    RS_NO_MEMORY,
+    RS_IO,
+    RS_DEVICE,
+} rs_status;
+
+/* How K or V rows are kept. q4_0 is rotated by a Walsh-Hadamard transform before it is quantised. */
+typedef enum rs_kv_format { RS_KV_F16, RS_KV_Q8_0, RS_KV_Q4_0, RS_KV_FORMATS } rs_kv_format;
+
+/* Who holds which weights and which KV (docs/ARCHITECTURE.md has the table). */
+typedef enum rs_split {
+    RS_SPLIT_AUTO,
+    RS_SPLIT_R1, /* context parallel, all weights replicated */
+    RS_SPLIT_R2, /* context parallel, FFN sliced */
+    RS_SPLIT_R3, /* context parallel, FFN and output projection sliced */
+    RS_SPLIT_R4, /* context parallel, every block sliced */
+    RS_SPLIT_TP, /* tensor parallel: KV split by heads */
+    RS_SPLIT_PP, /* pipeline parallel: layers split */
+    RS_SPLITS
+} rs_split;
+
+typedef struct rs_model rs_model;
+typedef struct rs_plan rs_plan;
+typedef struct rs_engine rs_engine;
+typedef struct rs_session rs_session;
+typedef struct rs_sampler rs_sampler;
+
+/* ---- 1. Process ---------------------------------------------------------------------------------------------- */
+
+/* A short name such as "bad argument"; static. */
+const char *rs_status_name(rs_status status);
+
+/* The sentence of this thread's latest failure; "" before any. Valid until the next failing call on this thread. */
+const char *rs_last_error(void);
+
+/* ---- 2. Model ------------------------------------------------------------------------------------------------ */
+
+typedef struct rs_model_info {
+    const char *architecture; /* "llama", "qwen2", "qwen3", "gemma3" */
+    const char *name;         /* general.name, or "" */
+    const char *weights;      /* the most common weight format, such as "Q4_K" */
+    const char *chat_template; /* Jinja2 source, or NULL */
+    uint64_t parameters, file_bytes;
+    uint32_t layers, dim, heads, kv_heads, head_dim, ffn_dim, vocab;
+    uint32_t context_trained; /* tokens */
+    uint32_t window;          /* tokens a sliding-window layer sees, 0 when every layer sees all */
+    int32_t bos, eos;         /* token ids, -1 when the file names none */
+} rs_model_info;
+
+/* Maps and checks a GGUF file (v2 or v3) and its tokenizer. Free with rs_model_close after every engine on it.
+ * RS_IO, RS_BAD_FORMAT, RS_UNSUPPORTED, RS_NO_MEMORY. */
+rs_status rs_model_open(const char *path, rs_model **out);
+void rs_model_close(rs_model *model);
+
+/* Strings live as long as the model. */
+void rs_model_describe(const rs_model *model, rs_model_info *out);
+
+/* ---- 3. Text ------------------------------------------------------------------------------------------------- */
+
+enum {
+    RS_TOKENS_ADD_SPECIAL = 1,   /* add BOS/EOS as the model's metadata says */
+    RS_TOKENS_PARSE_SPECIAL = 2, /* "<|im_start|>" in the text is the control token, not its letters */
+};
+
+/* Text (any bytes; invalid UTF-8 included) to token ids. Writes up to `capacity` ids; *count is the full count, and
+ * RS_LIMIT is returned when that is more (call again with more room). */
+rs_status rs_tokenize(const rs_model *model, const char *text, size_t bytes, unsigned flags, int32_t *tokens,
+                      size_t capacity, size_t *count);
+
+/* State of one stream of tokens turned back into text: bytes of a UTF-8 character whose rest has not come yet. */
+typedef struct rs_text {
+    char held[16];
+    uint32_t n_held;
+    bool started; /* the first token of the text has been seen (SentencePiece drops its leading space) */
+} rs_text;
+
+/* Appends token's text to the stream and writes what is complete to `out` (not NUL-terminated). Never cuts a UTF-8
+ * character. Zero-initialise `stream` first. With token -1 flushes what is held (as U+FFFD when it is no character).
+ * Control tokens give no text unless `special`. RS_LIMIT when `capacity` (256 always suffices for real vocabularies)
+ * is too small; nothing is then consumed. */
+rs_status rs_detokenize(const rs_model *model, rs_text *stream, int32_t token, bool special, char *out,
+                        size_t capacity, size_t *bytes);
+
+/* True for EOS and the model's other end-of-turn tokens. */
+bool rs_token_ends(const rs_model *model, int32_t token);
+
+typedef struct rs_message {
+    const char *role;    /* "system", "user", "assistant" */
+    const char *content; /* UTF-8 */
+} rs_message;
+
+/* Renders messages with the model's chat template, run by Jinja2 in a sandboxed helper process. *text is to be freed
+ * with rs_free. RS_UNSUPPORTED without template or without python3-jinja2; RS_BAD_FORMAT when the template fails. */
+rs_status rs_chat_render(const rs_model *model, const rs_message *messages, size_t count, bool add_generation_prompt,
+                         char **text);
+void rs_free(void *memory);
+
+/* ---- 4. Plan: who holds what, in bytes ------------------------------------------------------------------------ */
+
+typedef struct rs_options {
+    uint32_t context;                 /* tokens a session may hold; 0: what the model was trained for */
+    uint32_t ranks;                   /* 1 to RS_RANKS_MAX */
+    double shares[RS_RANKS_MAX];      /* relative share of each rank; all 0: equal */
+    rs_split split;
+    rs_kv_format kv_k, kv_v;
+    uint32_t chunk;                   /* prompt tokens evaluated at once; 0: 512 */
+    uint32_t threads;                 /* of all ranks together; 0: the cores this process may use */
+    uint64_t memory_limit;            /* bytes, 0: what the machine (or its cgroup) has free */
+    const char *kernels;              /* "ref", "portable", "avx2"; NULL: the best this CPU runs */
+} rs_options;
+
+/* Defaults: one rank, auto split, f16 KV. */
+void rs_options_init(rs_options *options);
+
+typedef struct rs_plan_rank {
+    uint64_t weights;     /* bytes of weights this rank reads to decode one token */
+    uint64_t kv;          /* bytes reserved for KV pages */
+    uint64_t activations; /* bytes of working buffers */
+    uint64_t wire;        /* bytes of buffers for exchange with other ranks */
+    uint32_t pages;       /* KV pages of a full context, of one full-attention layer */
+    uint32_t layer_begin, layer_end;
+    uint32_t head_begin, head_end; /* query heads it projects when decoding */
+    uint32_t ffn_begin, ffn_end;
+    uint32_t vocab_begin, vocab_end;
+} rs_plan_rank;
+
+typedef struct rs_plan_info {
+    rs_options options; /* with every default filled in */
+    uint32_t page_tokens;
+    uint64_t weights;   /* bytes of the mapped file, shared by ranks of one process */
+    uint64_t program;   /* bytes of code, libraries, tokenizer and tables, as measured in this process */
+    uint64_t ranks;     /* bytes of KV, activations and wire buffers of all ranks */
+    uint64_t total;     /* the sum: peak resident memory of this process */
+    uint64_t limit;     /* bytes allowed */
+    uint32_t context_max; /* largest context that fits the limit, 0 when none does */
+} rs_plan_info;
+
+/* Computes the plan by walking the real layout. It succeeds also when the plan does not fit (total > limit).
+ * RS_BAD_ARGUMENT, RS_UNSUPPORTED (a split or format this model cannot have), RS_NO_MEMORY. Free with rs_plan_free. */
+rs_status rs_plan_make(const rs_model *model, const rs_options *options, rs_plan **out);
+void rs_plan_free(rs_plan *plan);
+void rs_plan_describe(const rs_plan *plan, rs_plan_info *out);
+void rs_plan_describe_rank(const rs_plan *plan, uint32_t rank, rs_plan_rank *out);
+
+/* ---- 5. Engine and session ------------------------------------------------------------------------------------ */
+
+/* Starts the ranks. RS_LIMIT when one session of options->context tokens would not fit the memory limit; the error
+ * names the largest context that does. The model must outlive the engine. */
+rs_status rs_engine_open(const rs_model *model, const rs_options *options, rs_engine **out);
+void rs_engine_close(rs_engine *engine);
+const rs_plan *rs_engine_plan(const rs_engine *engine); /* lives as long as the engine */
+
+/* One session at a time: reserves (and touches) the whole context's KV on every rank. */
+rs_status rs_session_open(rs_engine *engine, rs_session **out);
+void rs_session_close(rs_session *session);
+
+/* Called between chunks with tokens done and to do; return false to stop (RS_CANCELLED; what is done stays). */
+typedef bool (*rs_progress)(void *user, size_t done, size_t total);
+
+/* Makes the timeline equal to tokens[0..count) and gives the logits of its last token, [vocab] floats that live until
+ * the next call. The longest common prefix with the present timeline is kept. count >= 1; progress may be NULL.
+ * RS_BAD_ARGUMENT, RS_LIMIT (context full), RS_CANCELLED, RS_PEER_LOST, RS_PEER_LATE. */
+rs_status rs_session_eval(rs_session *session, const int32_t *tokens, size_t count, rs_progress progress, void *user,
+                          const float **logits);
+
+/* Tokens whose KV is in the cache. */
+size_t rs_session_length(const rs_session *session);
+
+/* Makes the timeline `count` tokens long with pseudo-random K and V of seed, to measure speed at depth without
+ * evaluating a prompt. */
+rs_status rs_session_fill(rs_session *session, size_t count, uint64_t seed);
+
+/* ---- 6. Sampling ---------------------------------------------------------------------------------------------- */
+
+typedef struct rs_sampling {
+    float temperature;        /* 0: greedy */
+    uint32_t top_k;           /* 0: off */
+    float top_p, min_p;       /* 1 and 0: off */
+    float repeat_penalty;     /* 1: off */
+    float presence_penalty, frequency_penalty; /* 0: off */
+    uint32_t penalty_last;    /* how many last tokens the penalties look at */
+    uint64_t seed;
+} rs_sampling;
+
+void rs_sampling_init(rs_sampling *sampling); /* llama.cpp's defaults: 0.8, 40, 0.95, 0.05, no penalties over 64 */
+rs_status rs_sampler_open(const rs_model *model, const rs_sampling *sampling, rs_sampler **out);
+void rs_sampler_close(rs_sampler *sampler);
+
+typedef struct rs_logprob {
+    int32_t token;
+    float logprob; /* natural log of the probability before temperature and filters */
+} rs_logprob;
+
+/* Picks a token from logits [vocab]; tokens[0..count) is the text so far, for the penalties. When `top` is not NULL it
+ * receives the n_top most probable tokens, and *picked the chosen one with its log-probability. */
+rs_status rs_sampler_pick(rs_sampler *sampler, const float *logits, const int32_t *tokens, size_t count,
+                          rs_logprob *picked, rs_logprob *top, size_t n_top);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
