@@ -1,0 +1,23 @@
+/* cpu.h: the device that is this machine's cores. */
+#ifndef RS_DEVICE_CPU_H
+#define RS_DEVICE_CPU_H
+
+#include "base/pool.h"
+#include "device/device.h"
+
+/* Buffers of a CPU device; pointers are NULL while measuring. */
+typedef struct cpu_buffers {
+    device_limits limits;
+    size_t threads;
+    size_t scratch_floats; /* of one thread */
+    float *scratch;        /* [threads, scratch_floats] */
+    float *parts;          /* partial states of an attention split over pages */
+} cpu_buffers;
+
+/* Takes the buffers of a device with `threads` threads from the arena (base/arena.h). */
+void cpu_layout(cpu_buffers *b, arena *a, const device_limits *limits, size_t threads);
+
+/* A device over laid-out buffers, which must outlive it. RS_NO_MEMORY. */
+rs_status cpu_open(const kernels *kernels, const cpu_buffers *buffers, device **out);
+
+#endif

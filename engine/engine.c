@@ -1,0 +1,149 @@
+/* engine.c: starts the ranks and hands them commands. */
+#include "engine/engine.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Threads of one process cannot be lost without telling; this only bounds the wait if one hangs by a defect. The
+ * longest honest wait is that of a pipeline's last stage for a chunk at great depth: minutes on slow cores. */
+static const double RANK_DEADLINE_S = 3600.0;
+
+static rs_status obey(rank *r, const command *c) {
+    switch (c->kind) {
+    case COMMAND_STEP: return forward_step(&r->forward, &c->step);
+    case COMMAND_FILL:
+        return kv_fill(r->forward.kv, r->device, c->length, r->forward.own->kv_held.begin, c->seed);
+    case COMMAND_QUIT: break;
+    }
+    return RS_OK;
+}
+
+static void *rank_main(void *argument) {
+    rank *r = argument;
+    rs_engine *e = r->engine;
+    uint64_t seen = 0;
+    for (;;) {
+        pthread_mutex_lock(&e->lock);
+        while (e->generation == seen) pthread_cond_wait(&e->posted, &e->lock);
+        seen = e->generation;
+        command c = e->command;
+        pthread_mutex_unlock(&e->lock);
+        r->status = obey(r, &c);
+        if (r->status != RS_OK) {
+            snprintf(r->error, sizeof r->error, "%s", rs_last_error());
+            r->forward.c->abort(r->forward.c);
+        }
+        pthread_mutex_lock(&e->lock);
+        if (--e->pending == 0) pthread_cond_signal(&e->finished);
+        pthread_mutex_unlock(&e->lock);
+        if (c.kind == COMMAND_QUIT) return NULL;
+    }
+}
+
+/* How many ranks were started. */
+static uint32_t started(const rs_engine *e) {
+    uint32_t n = 0;
+    while (n < RS_RANKS_MAX && e->ranks[n].started) n++;
+    return n;
+}
+
+rs_status engine_run(rs_engine *e, const command *c) {
+    if (e->broken && c->kind != COMMAND_QUIT) {
+        return status_fail(RS_PEER_LOST, "an earlier step failed; open the engine again");
+    }
+    uint32_t ranks = started(e);
+    pthread_mutex_lock(&e->lock);
+    e->command = *c;
+    e->pending = ranks;
+    e->generation++;
+    pthread_cond_broadcast(&e->posted);
+    while (e->pending > 0) pthread_cond_wait(&e->finished, &e->lock);
+    pthread_mutex_unlock(&e->lock);
+    const rank *cause = NULL;
+    for (uint32_t i = 0; i < ranks; i++) {
+        const rank *r = &e->ranks[i];
+        if (r->status == RS_OK) continue;
+        e->broken = true;
+        if (cause == NULL || cause->status == RS_PEER_LOST) cause = r;
+    }
+    return cause == NULL ? RS_OK : status_fail(cause->status, "%s", cause->error);
+}
+
+static rs_status start_rank(rs_engine *e, uint32_t index) {
+    rank *r = &e->ranks[index];
+    rs_plan *p = e->plan;
+    r->engine = e;
+    r->index = index;
+    arena sizes = {0};
+    rank_buffers buffers;
+    rank_layout(&buffers, &sizes, p, index);
+    RS_TRY(arena_map(&r->memory, sizes.used));
+    rank_layout(&buffers, &r->memory, p, index);
+    RS_TRY(cpu_open(p->kernels, &buffers.cpu, &r->device));
+    r->forward = (forward){.m = &p->view, .rank = index, .own = &p->sharding.of[index], .d = r->device,
+                           .c = local_group_comm(e->group, index), .b = buffers.forward};
+    if (pthread_create(&r->thread, NULL, rank_main, r) != 0) {
+        return status_fail(RS_NO_MEMORY, "cannot start the thread of rank %u", index);
+    }
+    r->started = true;
+    return RS_OK;
+}
+
+static rs_status refuse(const rs_plan_info *info) {
+    const double mib = 1024.0 * 1024.0;
+    if (info->context_max == 0) {
+        return status_fail(RS_LIMIT, "the model needs %.1f MiB with any context and %.1f MiB are allowed; no context fits",
+                           (double)(info->weights + info->program) / mib, (double)info->limit / mib);
+    }
+    return status_fail(RS_LIMIT, "a context of %u tokens needs %.1f MiB and %.1f MiB are allowed; the largest context that "
+                       "fits is %u tokens", info->options.context, (double)info->total / mib, (double)info->limit / mib,
+                       info->context_max);
+}
+
+static rs_status open_ranks(rs_engine *e, const rs_options *options) {
+    RS_TRY(rs_plan_make(e->model, options, &e->plan));
+    if (e->plan->info.total > e->plan->info.limit) return refuse(&e->plan->info);
+    RS_TRY(local_group_open(e->plan->sharding.ranks, RANK_DEADLINE_S, &e->group));
+    for (uint32_t r = 0; r < e->plan->sharding.ranks; r++) RS_TRY(start_rank(e, r));
+    return RS_OK;
+}
+
+rs_status rs_engine_open(const rs_model *model, const rs_options *options, rs_engine **out) {
+    if (model == NULL || options == NULL || out == NULL) return status_fail(RS_BAD_ARGUMENT, "rs_engine_open needs a model");
+    rs_engine *e = calloc(1, sizeof *e);
+    if (e == NULL) return status_fail(RS_NO_MEMORY, "no memory for an engine");
+    e->model = model;
+    pthread_mutex_init(&e->lock, NULL);
+    pthread_cond_init(&e->posted, NULL);
+    pthread_cond_init(&e->finished, NULL);
+    rs_status status = open_ranks(e, options);
+    if (status != RS_OK) {
+        rs_engine_close(e);
+        return status;
+    }
+    *out = e;
+    return RS_OK;
+}
+
+void rs_engine_close(rs_engine *e) {
+    if (e == NULL) return;
+    rs_session_close(e->session);
+    uint32_t ranks = started(e);
+    if (ranks > 0) engine_run(e, &(command){.kind = COMMAND_QUIT});
+    for (uint32_t i = 0; i < ranks; i++) pthread_join(e->ranks[i].thread, NULL);
+    for (uint32_t i = 0; i < RS_RANKS_MAX; i++) {
+        if (e->ranks[i].device != NULL) e->ranks[i].device->ops->close(e->ranks[i].device);
+        arena_unmap(&e->ranks[i].memory);
+    }
+    local_group_close(e->group);
+    rs_plan_free(e->plan);
+    pthread_cond_destroy(&e->finished);
+    pthread_cond_destroy(&e->posted);
+    pthread_mutex_destroy(&e->lock);
+    free(e);
+}
+
+const rs_plan *rs_engine_plan(const rs_engine *e) {
+    return e->plan;
+}

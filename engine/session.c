@@ -1,0 +1,110 @@
+/* session.c: one timeline of tokens and its KV pages on every rank. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/engine.h"
+
+struct rs_session {
+    rs_engine *engine;
+    int32_t *tokens; /* [context] the timeline */
+    uint32_t length; /* tokens in the cache */
+    uint32_t longest; /* the most since the pages were last written from the start */
+    arena memory[RS_RANKS_MAX];
+    kv_cache caches[RS_RANKS_MAX];
+};
+
+static rs_status reserve(rs_session *s) {
+    const rs_plan *p = s->engine->plan;
+    s->tokens = calloc(p->options.context, sizeof *s->tokens);
+    if (s->tokens == NULL) return status_fail(RS_NO_MEMORY, "no memory for %u tokens", p->options.context);
+    for (uint32_t r = 0; r < p->sharding.ranks; r++) {
+        arena sizes = {0};
+        rank_kv_layout(&s->caches[r], &sizes, p, r);
+        RS_TRY(arena_map(&s->memory[r], sizes.used));
+        rank_kv_layout(&s->caches[r], &s->memory[r], p, r);
+    }
+    return RS_OK;
+}
+
+rs_status rs_session_open(rs_engine *e, rs_session **out) {
+    if (e == NULL || out == NULL) return status_fail(RS_BAD_ARGUMENT, "rs_session_open needs an engine");
+    if (e->session != NULL) return status_fail(RS_LIMIT, "the engine's memory is planned for one session, and one is open");
+    rs_session *s = calloc(1, sizeof *s);
+    if (s == NULL) return status_fail(RS_NO_MEMORY, "no memory for a session");
+    s->engine = e;
+    rs_status status = reserve(s);
+    if (status != RS_OK) {
+        rs_session_close(s);
+        return status;
+    }
+    e->session = s;
+    for (uint32_t r = 0; r < e->plan->sharding.ranks; r++) e->ranks[r].forward.kv = &s->caches[r];
+    *out = s;
+    return RS_OK;
+}
+
+void rs_session_close(rs_session *s) {
+    if (s == NULL) return;
+    if (s->engine->session == s) s->engine->session = NULL;
+    for (uint32_t r = 0; r < RS_RANKS_MAX; r++) arena_unmap(&s->memory[r]);
+    free(s->tokens);
+    free(s);
+}
+
+size_t rs_session_length(const rs_session *s) {
+    return s->length;
+}
+
+static rs_status check_room(const rs_session *s, size_t count) {
+    uint32_t context = s->engine->plan->options.context;
+    if (count >= 1 && count <= context) return RS_OK;
+    if (count == 0) return status_fail(RS_BAD_ARGUMENT, "a timeline has at least one token");
+    return status_fail(RS_LIMIT, "%zu tokens do not fit the context of %u", count, context);
+}
+
+/* Rewinds to what the timeline and the new tokens have in common. The last token is always evaluated, for its logits. */
+static void rewind_to_common(rs_session *s, const int32_t *tokens, size_t count) {
+    const rs_plan *p = s->engine->plan;
+    uint32_t common = 0;
+    while (common < s->length && common + 1 < count && s->tokens[common] == tokens[common]) common++;
+    if (common < s->length) common = kv_keep(p->view.h, &p->deal, p->view.chunk, common, s->longest);
+    if (common == 0) s->longest = 0;
+    s->length = common;
+}
+
+rs_status rs_session_eval(rs_session *s, const int32_t *tokens, size_t count, rs_progress progress, void *user,
+                          const float **logits) {
+    if (s == NULL || tokens == NULL || logits == NULL) return status_fail(RS_BAD_ARGUMENT, "rs_session_eval needs tokens");
+    rs_engine *e = s->engine;
+    const model_view *m = &e->plan->view;
+    RS_TRY(check_room(s, count));
+    for (size_t i = 0; i < count; i++) {
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= m->h->vocab) {
+            return status_fail(RS_BAD_ARGUMENT, "token %d at %zu is not in the vocabulary of %u", tokens[i], i, m->h->vocab);
+        }
+    }
+    rewind_to_common(s, tokens, count);
+    size_t start = s->length;
+    while (s->length < count) {
+        size_t n = count - s->length < m->chunk ? count - s->length : m->chunk;
+        command c = {.kind = COMMAND_STEP,
+                     .step = {tokens + s->length, s->length, (uint32_t)n, s->length + n == count}};
+        RS_TRY(engine_run(e, &c));
+        memcpy(s->tokens + s->length, tokens + s->length, n * sizeof *tokens);
+        s->length += (uint32_t)n;
+        if (s->length > s->longest) s->longest = s->length;
+        if (progress != NULL && !progress(user, s->length - start, count - start) && s->length < count) {
+            return status_fail(RS_CANCELLED, "stopped after %u of %zu tokens", s->length, count);
+        }
+    }
+    *logits = e->ranks[0].forward.b.logits;
+    return RS_OK;
+}
+
+rs_status rs_session_fill(rs_session *s, size_t count, uint64_t seed) {
+    RS_TRY(check_room(s, count));
+    RS_TRY(engine_run(s->engine, &(command){.kind = COMMAND_FILL, .length = (uint32_t)count, .seed = seed}));
+    for (size_t i = 0; i < count; i++) s->tokens[i] = 0;
+    s->length = s->longest = (uint32_t)count;
+    return RS_OK;
+}

@@ -1,0 +1,172 @@
+/* forward.c: a step: rows, embeddings, layers, logits; and the memory it needs. */
+#include "forward/forward.h"
+
+#include <math.h>
+#include <string.h>
+
+bool forward_spreads(const model_view *m, uint32_t count) {
+    return m->s->pages_dealt && count > TRAVEL_ROWS;
+}
+
+static size_t min_size(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+
+static size_t max_size(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
+/* The most rows of a step in which every rank carries all. */
+static size_t travel_rows(const model_view *m) {
+    return m->s->pages_dealt ? min_size(TRAVEL_ROWS, m->chunk) : m->chunk;
+}
+
+/* The most rows of a rank in a step whose rows are spread. */
+static size_t spread_rows(const model_view *m, uint32_t rank) {
+    if (!m->s->pages_dealt || m->chunk <= TRAVEL_ROWS) return 0;
+    uint32_t span = (m->chunk + PAGE_TOKENS - 2) / PAGE_TOKENS + 1;
+    return min_size(m->chunk, (size_t)deal_most(m->deal, rank, span) * PAGE_TOKENS);
+}
+
+/* Floats that travel to (send) and from (receive) the other ranks at once. */
+static void wire_floats(const model_view *m, uint32_t rank, size_t *send, size_t *receive) {
+    const hparams *h = m->h;
+    const sharding *s = m->s;
+    *send = *receive = 0;
+    if (s->ranks == 1) return;
+    size_t rows = travel_rows(m), d = h->head_dim;
+    if (s->o_sliced || s->ffn_sliced) *receive = s->ranks * rows * h->dim; /* partial sums */
+    if (s->qkv_sliced) {
+        const shard *own = &s->of[rank];
+        *send = rows * (range_count(own->heads) + 2 * range_count(own->kv_heads)) * d;
+        *receive = max_size(*receive, rows * (h->heads + 2 * h->kv_heads) * d);
+    }
+    if (s->pages_dealt) {
+        size_t own = range_count(s->of[rank].o_heads);
+        *send = max_size(*send, rows * h->heads * (d + 1));
+        *receive = max_size(*receive, s->ranks * rows * own * (d + 1));
+        size_t portion = PORTION_PAGES * page_bytes(m->kv, h->kv_heads, d) / sizeof(float);
+        *send = max_size(*send, portion);
+        *receive = max_size(*receive, s->ranks * portion);
+    }
+}
+
+void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t rank) {
+    const hparams *h = m->h;
+    size_t rows = max_size(travel_rows(m), spread_rows(m, rank)), pairs = h->rope_dims / 2, f = sizeof(float);
+    *b = (forward_buffers){.rows = rows};
+    b->x = arena_take(a, rows * h->dim, f);
+    b->h = arena_take(a, rows * h->dim, f);
+    b->y = arena_take(a, rows * h->dim, f);
+    b->q = arena_take(a, rows * h->heads * h->head_dim, f);
+    b->o = arena_take(a, rows * h->heads * h->head_dim, f);
+    b->k = arena_take(a, rows * h->kv_heads * h->head_dim, f);
+    b->v = arena_take(a, rows * h->kv_heads * h->head_dim, f);
+    b->max = arena_take(a, rows * h->heads, f);
+    b->sum = arena_take(a, rows * h->heads, f);
+    b->lse = arena_take(a, rows * h->heads, f);
+    b->gate = arena_take(a, rows * h->ffn_dim, f);
+    b->up = arena_take(a, rows * h->ffn_dim, f);
+    for (int i = 0; i < (h->window > 0 ? 2 : 1); i++) {
+        b->cosine[i] = arena_take(a, rows * pairs, f);
+        b->sine[i] = arena_take(a, rows * pairs, f);
+    }
+    b->position = arena_take(a, rows, sizeof *b->position);
+    b->token = arena_take(a, rows, sizeof *b->token);
+    b->page = arena_take(a, rows, sizeof *b->page);
+    b->list_max = max_size(deal_count(m->deal, m->s->pages_dealt ? rank : 0, m->deal->pages),
+                           m->s->pages_dealt ? (size_t)m->s->ranks * PORTION_PAGES : 0);
+    b->list = arena_take(a, b->list_max, sizeof *b->list);
+    b->logits = arena_take(a, h->vocab, f);
+    size_t send, receive, before = a->used;
+    wire_floats(m, rank, &send, &receive);
+    b->send = arena_take(a, send, f);
+    b->receive = arena_take(a, receive, f);
+    b->wire_bytes = a->used - before;
+}
+
+device_limits forward_limits(const model_view *m, uint32_t rank) {
+    const hparams *h = m->h;
+    size_t cols = max_size(max_size(h->dim, h->ffn_dim), (size_t)h->heads * h->head_dim);
+    return (device_limits){max_size(travel_rows(m), spread_rows(m, rank)), cols, h->heads, h->kv_heads, h->head_dim};
+}
+
+/* Chooses this rank's rows and fills in their tokens and positions. */
+static void take_rows(forward *f, const step *s, bool spread) {
+    forward_buffers *b = &f->b;
+    f->rows = 0;
+    for (uint32_t i = 0; i < s->count; i++) {
+        uint32_t position = s->first + i;
+        if (spread && f->m->deal->owner[position / PAGE_TOKENS] != f->rank) continue;
+        b->token[f->rows] = s->tokens[i];
+        b->position[f->rows++] = (int32_t)position;
+    }
+}
+
+/* cos and sin [rows, pairs] of the rows' angles, in double until the end: at a million tokens a float angle is off by
+ * a tenth. */
+static void rotate_tables(forward *f, const rope_table *table, float *cosine, float *sine) {
+    size_t pairs = f->m->h->rope_dims / 2;
+    for (size_t r = 0; r < f->rows; r++) {
+        for (size_t i = 0; i < pairs; i++) {
+            double angle = f->b.position[r] * table->frequency[i];
+            cosine[r * pairs + i] = (float)cos(angle) * table->magnitude;
+            sine[r * pairs + i] = (float)sin(angle) * table->magnitude;
+        }
+    }
+}
+
+/* Brings the last token's row to b->x[0] of the ranks that make logits, and tells whether this is one of them. */
+static rs_status last_row(forward *f, const step *s, bool spread) {
+    const hparams *h = f->m->h;
+    forward_buffers *b = &f->b;
+    size_t bytes = h->dim * sizeof(float);
+    if (f->rows > 1) memmove(b->x, b->x + (f->rows - 1) * h->dim, bytes);
+    if (!spread) return RS_OK;
+    uint32_t owner = f->m->deal->owner[(s->first + s->count - 1) / PAGE_TOKENS];
+    comm_part parts[RS_RANKS_MAX] = {0};
+    if (f->rank != owner) parts[owner] = (comm_part){b->x, bytes};
+    return comm_gather(f->c, b->x, f->rank == owner ? bytes : 0, parts);
+}
+
+/* Logits of the row in b->x[0]: each rank multiplies its slice of the vocabulary, rank 0 collects them. */
+static rs_status output(forward *f) {
+    const hparams *h = f->m->h;
+    forward_buffers *b = &f->b;
+    range own = f->own->vocab;
+    if (range_count(own) > 0) {
+        matrix slice = matrix_rows(&f->m->w->output, own.begin, own.end);
+        f->d->ops->rms_norm(f->d, b->x, f->m->w->norm, h->norm_eps, b->h, 1, h->dim);
+        f->d->ops->matmul(f->d, &slice, NULL, b->h, 1, b->logits + own.begin, slice.rows);
+    }
+    comm_part out[RS_RANKS_MAX] = {0}, in[RS_RANKS_MAX] = {0};
+    if (f->rank != 0) out[0] = (comm_part){b->logits + own.begin, range_count(own) * sizeof(float)};
+    for (uint32_t p = 1; f->rank == 0 && p < f->c->ranks; p++) {
+        range part = f->m->s->of[p].vocab;
+        in[p] = (comm_part){b->logits + part.begin, range_count(part) * sizeof(float)};
+    }
+    return f->c->exchange(f->c, out, in);
+}
+
+rs_status forward_step(forward *f, const step *s) {
+    const hparams *h = f->m->h;
+    forward_buffers *b = &f->b;
+    bool spread = forward_spreads(f->m, s->count), pipeline = f->m->s->split == RS_SPLIT_PP;
+    take_rows(f, s, spread);
+    rotate_tables(f, &h->rope_global, b->cosine[0], b->sine[0]);
+    if (h->window > 0) rotate_tables(f, &h->rope_local, b->cosine[1], b->sine[1]);
+
+    size_t bytes = f->rows * h->dim * sizeof(float);
+    if (pipeline && f->rank > 0) {
+        RS_TRY(comm_hop(f->c, f->rank - 1, f->rank, b->x, bytes));
+    } else {
+        f->d->ops->embed(f->d, &f->m->w->embedding, b->token, f->rows, h->embed_scale, b->x);
+    }
+    for (uint32_t layer = f->own->layers.begin; layer < f->own->layers.end; layer++) {
+        RS_TRY(layer_run(f, s, layer, spread));
+    }
+    if (pipeline && f->rank + 1 < f->c->ranks) RS_TRY(comm_hop(f->c, f->rank, f->rank + 1, b->x, bytes));
+    if (!s->want_logits) return RS_OK;
+    RS_TRY(last_row(f, s, spread));
+    return output(f);
+}

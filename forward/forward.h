@@ -1,0 +1,87 @@
+/* forward.h: tokens to logits on one rank, in step with the other ranks.
+ *
+ * A step evaluates consecutive tokens in one of two ways. Tokens travel (decode, and short prompts): every rank carries all
+ * rows and its slices of the weights; partial attentions and partial sums are exchanged. Weights stay and rows are spread
+ * (prefill of a context-parallel group): every rank carries the rows of its own pages and all weights, and each layer's
+ * pages travel to the rows, in bounded portions and in their quantised form. */
+#ifndef RS_FORWARD_FORWARD_H
+#define RS_FORWARD_FORWARD_H
+
+#include "comm/comm.h"
+#include "kv/cache.h"
+
+enum {
+    TRAVEL_ROWS = 16,    /* a context-parallel group evaluates up to so many tokens with all rows on every rank */
+    PORTION_PAGES = 16,  /* pages of each rank that travel at once */
+};
+
+/* What all ranks of an engine share; read-only while they run. */
+typedef struct model_view {
+    const hparams *h;
+    const weights *w;
+    const sharding *s;
+    const deal *deal;
+    kv_type kv;
+    uint32_t context, chunk;
+} model_view;
+
+/* Working memory of one rank. Activations are [rows, ...] of float. */
+typedef struct forward_buffers {
+    size_t rows; /* the most of one step */
+    float *x, *h, *y;            /* [rows, dim] */
+    float *q, *o;                /* [rows, heads, head_dim] */
+    float *k, *v;                /* [rows, kv_heads, head_dim] */
+    float *max, *sum, *lse;      /* [rows, heads] */
+    float *gate, *up;            /* [rows, ffn_dim] */
+    float *cosine[2], *sine[2];  /* [rows, rope_dims / 2] of global and local layers */
+    int32_t *position, *token;   /* [rows] */
+    uint8_t **page;              /* [rows] */
+    page_ref *list;              /* [list_max] */
+    size_t list_max;
+    float *logits;               /* [vocab] */
+    float *send, *receive;       /* exchange between ranks: floats of activations, or bytes of pages */
+    size_t wire_bytes;           /* of send and receive together */
+} forward_buffers;
+
+/* Takes a rank's buffers from the arena. */
+void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t rank);
+
+/* The largest operands that the rank's device will meet. */
+device_limits forward_limits(const model_view *m, uint32_t rank);
+
+/* Does a step of `count` tokens spread its rows over the ranks? */
+bool forward_spreads(const model_view *m, uint32_t count);
+
+typedef struct forward {
+    const model_view *m;
+    uint32_t rank;
+    const shard *own;
+    device *d;
+    comm *c;
+    const kv_cache *kv; /* of the session that is evaluated */
+    forward_buffers b;
+    size_t rows; /* of this step on this rank */
+} forward;
+
+typedef struct step {
+    const int32_t *tokens; /* [count], ids below vocab (checked by the caller) */
+    uint32_t first;        /* position of tokens[0]; earlier positions are in the cache */
+    uint32_t count;        /* 1 to chunk */
+    bool want_logits;      /* of the last token; they land in rank 0's b.logits */
+} step;
+
+/* Evaluates a step and appends its K and V. Every rank calls it with the same step. Statuses of comm. */
+rs_status forward_step(forward *f, const step *s);
+
+/* ---- between the files of this folder ---- */
+
+/* Heads that this rank's q and attention have in this step. */
+uint32_t forward_heads(const forward *f, bool spread);
+
+/* Attention of q over the whole context, merged over ranks; *o receives [rows, own o_heads or all, head_dim]. */
+rs_status attention_run(forward *f, const step *s, uint32_t layer, bool spread, float **o);
+
+/* One layer: x += attention(x), x += ffn(x). */
+rs_status layer_run(forward *f, const step *s, uint32_t layer, bool spread);
+
+#endif

@@ -1,0 +1,123 @@
+/* layer.c: one transformer layer, for every family and every split.
+ *
+ * With rows spread the rank works with whole weights; otherwise with its slices, and sums what they give. */
+#include <string.h>
+
+#include "forward/forward.h"
+
+uint32_t forward_heads(const forward *f, bool spread) {
+    return spread || f->m->s->qkv_sliced ? f->m->h->heads : range_count(f->own->heads);
+}
+
+/* Copies [rows, width] floats between rows of different strides. */
+static void copy_rows(float *to, size_t to_stride, const float *from, size_t from_stride, size_t rows, size_t width) {
+    for (size_t r = 0; r < rows; r++) memcpy(to + r * to_stride, from + r * from_stride, width * sizeof(float));
+}
+
+/* Brings together the heads that each rank projected: q, k, v become [rows, all heads, head_dim] on every rank. */
+static rs_status gather_qkv(forward *f) {
+    const hparams *h = f->m->h;
+    forward_buffers *b = &f->b;
+    float *const tensors[3] = {b->q, b->k, b->v};
+    const size_t widths[3] = {(size_t)h->heads * h->head_dim, (size_t)h->kv_heads * h->head_dim,
+                              (size_t)h->kv_heads * h->head_dim};
+    /* Each rank's message: its columns of q, then of k, then of v, each [rows, columns]. */
+    comm_part parts[RS_RANKS_MAX];
+    float *place = b->receive;
+    for (uint32_t p = 0; p < f->c->ranks; p++) {
+        const shard *s = &f->m->s->of[p];
+        size_t heads = range_count(s->heads) + 2 * range_count(s->kv_heads);
+        parts[p] = (comm_part){place, f->rows * heads * h->head_dim * sizeof(float)};
+        place += f->rows * heads * h->head_dim;
+    }
+    memcpy(parts[f->rank].data, b->send, parts[f->rank].bytes);
+    RS_TRY(comm_gather(f->c, b->send, parts[f->rank].bytes, parts));
+    for (uint32_t p = 0; p < f->c->ranks; p++) {
+        const shard *s = &f->m->s->of[p];
+        const range ranges[3] = {s->heads, s->kv_heads, s->kv_heads};
+        const float *from = parts[p].data;
+        for (int i = 0; i < 3; i++) {
+            size_t width = (size_t)range_count(ranges[i]) * h->head_dim;
+            copy_rows(tensors[i] + (size_t)ranges[i].begin * h->head_dim, widths[i], from, width, f->rows, width);
+            from += f->rows * width;
+        }
+    }
+    return RS_OK;
+}
+
+/* q, k, v of the normalised rows in b->h: [rows, heads, head_dim], normed, rotated, q scaled. */
+static rs_status project(forward *f, const layer_weights *l, uint32_t layer, bool spread) {
+    const hparams *h = f->m->h;
+    const device_ops *op = f->d->ops;
+    forward_buffers *b = &f->b;
+    size_t rows = f->rows, heads = forward_heads(f, spread), kv_heads = f->kv->kv_heads;
+    bool gathers = f->m->s->qkv_sliced && !spread;
+    float *q = gathers ? b->send : b->q;
+    float *k = gathers ? q + rows * l->q.rows : b->k;
+    float *v = gathers ? k + rows * l->k.rows : b->v;
+    op->matmul(f->d, &l->q, l->q_bias, b->h, rows, q, l->q.rows);
+    op->matmul(f->d, &l->k, l->k_bias, b->h, rows, k, l->k.rows);
+    op->matmul(f->d, &l->v, l->v_bias, b->h, rows, v, l->v.rows);
+    if (gathers) RS_TRY(gather_qkv(f));
+    if (l->q_norm != NULL) {
+        op->rms_norm(f->d, b->q, l->q_norm, h->norm_eps, b->q, rows * heads, h->head_dim);
+        op->rms_norm(f->d, b->k, l->k_norm, h->norm_eps, b->k, rows * kv_heads, h->head_dim);
+    }
+    int local = hparams_slides(h, layer);
+    op->rope(f->d, b->q, b->cosine[local], b->sine[local], rows, heads, h->head_dim, h->rope_dims, h->arch->pairs);
+    op->rope(f->d, b->k, b->cosine[local], b->sine[local], rows, kv_heads, h->head_dim, h->rope_dims, h->arch->pairs);
+    op->scale(f->d, b->q, h->attention_scale, rows * heads * h->head_dim);
+    if (f->m->kv.k == RS_KV_Q4_0) {
+        op->hadamard(f->d, b->q, rows * heads, h->head_dim);
+        op->hadamard(f->d, b->k, rows * kv_heads, h->head_dim);
+    }
+    if (f->m->kv.v == RS_KV_Q4_0) op->hadamard(f->d, b->v, rows * kv_heads, h->head_dim);
+    return RS_OK;
+}
+
+/* Writes this step's K and V into the pages that this rank holds. */
+static void append(forward *f, uint32_t layer) {
+    forward_buffers *b = &f->b;
+    for (size_t r = 0; r < f->rows; r++) {
+        uint32_t page = (uint32_t)b->position[r] / PAGE_TOKENS;
+        b->page[r] = f->kv->deal->owner[page] == f->kv->rank ? kv_page(f->kv, layer, page) : NULL;
+    }
+    append_args args = {b->page, b->position, b->k, b->v, f->rows, (size_t)f->kv->kv_heads * f->m->h->head_dim,
+                        f->kv->kv_heads, f->m->h->head_dim, f->m->kv};
+    f->d->ops->append(f->d, &args);
+}
+
+/* x += norm(y), y [rows, dim] being a block's output, or this rank's part of it. */
+static rs_status add_block(forward *f, const float *post_norm, bool sums) {
+    const hparams *h = f->m->h;
+    forward_buffers *b = &f->b;
+    if (sums) RS_TRY(comm_reduce(f->c, b->y, f->rows * h->dim, b->receive));
+    if (post_norm != NULL) f->d->ops->rms_norm(f->d, b->y, post_norm, h->norm_eps, b->y, f->rows, h->dim);
+    f->d->ops->add(f->d, b->x, b->y, f->rows * h->dim);
+    return RS_OK;
+}
+
+rs_status layer_run(forward *f, const step *s, uint32_t layer, bool spread) {
+    const hparams *h = f->m->h;
+    const sharding *cut = f->m->s;
+    const device_ops *op = f->d->ops;
+    const layer_weights *whole = &f->m->w->layers[layer];
+    layer_weights l =
+        spread ? *whole : layer_slice(whole, h, f->own->heads, f->own->kv_heads, f->own->o_heads, f->own->ffn);
+    forward_buffers *b = &f->b;
+    float *o;
+
+    op->rms_norm(f->d, b->x, l.attn_norm, h->norm_eps, b->h, f->rows, h->dim);
+    RS_TRY(project(f, &l, layer, spread)); /* q [rows, heads, head_dim], k, v [rows, kv_heads, head_dim] */
+    append(f, layer);
+    RS_TRY(attention_run(f, s, layer, spread, &o)); /* [rows, heads of l.o, head_dim] */
+    op->matmul(f->d, &l.o, NULL, o, f->rows, b->y, h->dim);
+    RS_TRY(add_block(f, l.attn_post_norm, cut->o_sliced && !spread));
+
+    op->rms_norm(f->d, b->x, l.ffn_norm, h->norm_eps, b->h, f->rows, h->dim);
+    op->matmul(f->d, &l.gate, NULL, b->h, f->rows, b->gate, l.gate.rows);
+    op->matmul(f->d, &l.up, NULL, b->h, f->rows, b->up, l.up.rows);
+    op->gate(f->d, h->arch->act, b->gate, b->up, f->rows * l.up.rows);
+    op->matmul(f->d, &l.down, NULL, b->gate, f->rows, b->y, h->dim);
+    return add_block(f, l.ffn_post_norm, cut->ffn_sliced && !spread);
+}

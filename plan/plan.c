@@ -1,0 +1,196 @@
+/* plan.c: options and a model to shards, deals and bytes. */
+#include "plan/plan.h"
+
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "plan/budget.h"
+
+enum {
+    CHUNK_DEFAULT = 512,
+    CHUNK_MAX = 1 << 16,
+    CONTEXT_LIMIT = 1 << 26, /* tokens; positions are 32-bit, and nobody has the memory for more */
+    THREADS_MAX = 1024,
+};
+
+void rs_options_init(rs_options *options) {
+    *options = (rs_options){.ranks = 1};
+}
+
+uint32_t rank_threads(const rs_options *o, uint32_t rank) {
+    uint32_t threads = o->threads / o->ranks + (rank < o->threads % o->ranks);
+    return threads > 0 ? threads : 1;
+}
+
+void rank_layout(rank_buffers *b, arena *a, const rs_plan *p, uint32_t rank) {
+    device_limits limits = forward_limits(&p->view, rank);
+    forward_layout(&b->forward, a, &p->view, rank);
+    cpu_layout(&b->cpu, a, &limits, rank_threads(&p->options, rank));
+}
+
+void rank_kv_layout(kv_cache *c, arena *a, const rs_plan *p, uint32_t rank) {
+    uint32_t dealt_as = p->sharding.pages_dealt ? rank : 0;
+    kv_layout(c, a, p->view.h, &p->deal, dealt_as, &p->sharding.of[rank], p->view.kv, p->view.chunk);
+}
+
+/* ---- Options ---- */
+
+static uint32_t cores(void) {
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
+    int n = CPU_COUNT(&set);
+    return n > 0 ? (uint32_t)n : 1;
+}
+
+static rs_status check_kv(rs_kv_format kv, const char *which, uint32_t head_dim) {
+    if ((unsigned)kv >= RS_KV_FORMATS) return status_fail(RS_BAD_ARGUMENT, "%s is no KV format", which);
+    if (kv != RS_KV_F16 && head_dim % 32 != 0) {
+        return status_fail(RS_UNSUPPORTED, "a quantised KV cache needs heads of a multiple of 32 values, the model has %u; "
+                           "use f16", head_dim);
+    }
+    return RS_OK;
+}
+
+static rs_status complete_options(rs_plan *p, const rs_model *model, const rs_options *given) {
+    rs_options *o = &p->options;
+    *o = *given;
+    if (o->ranks < 1 || o->ranks > RS_RANKS_MAX) {
+        return status_fail(RS_BAD_ARGUMENT, "%u ranks asked for, 1 to %d are possible", o->ranks, RS_RANKS_MAX);
+    }
+    if ((unsigned)o->split >= RS_SPLITS) return status_fail(RS_BAD_ARGUMENT, "unknown split %d", (int)o->split);
+    RS_TRY(check_kv(o->kv_k, "kv_k", model->h.head_dim));
+    RS_TRY(check_kv(o->kv_v, "kv_v", model->h.head_dim));
+    if (o->context == 0) o->context = model->h.context_trained;
+    if (o->context > CONTEXT_LIMIT) {
+        return status_fail(RS_BAD_ARGUMENT, "a context of %u tokens asked for, at most %d are possible", o->context,
+                           CONTEXT_LIMIT);
+    }
+    if (o->chunk == 0) o->chunk = CHUNK_DEFAULT;
+    if (o->chunk > CHUNK_MAX) {
+        return status_fail(RS_BAD_ARGUMENT, "a chunk of %u tokens asked for, at most %d are possible", o->chunk, CHUNK_MAX);
+    }
+    if (o->threads == 0) o->threads = cores();
+    if (o->threads > THREADS_MAX) {
+        return status_fail(RS_BAD_ARGUMENT, "%u threads asked for, at most %d are possible", o->threads, THREADS_MAX);
+    }
+    if (o->memory_limit == 0) o->memory_limit = budget_limit();
+    RS_TRY(kernels_find(o->kernels, &p->kernels));
+    o->kernels = p->kernels->name;
+    return RS_OK;
+}
+
+/* ---- Bytes ---- */
+
+/* Bytes that all ranks together need for one session of `context` tokens, SIZE_MAX when they overflow; fills in p->deal
+ * (on p->memory) and p->ranks. */
+static rs_status measure(rs_plan *p, uint32_t context, uint64_t *bytes) {
+    arena sizes = {0};
+    deal_layout(&p->deal, &sizes, p->sharding.ranks, pages_of(context));
+    arena_unmap(&p->memory);
+    RS_TRY(arena_map(&p->memory, sizes.used));
+    deal_layout(&p->deal, &p->memory, p->sharding.ranks, pages_of(context));
+    if (p->sharding.pages_dealt) {
+        deal_fill(&p->deal, p->sharding.shares);
+    } else {
+        deal_fill_one(&p->deal);
+    }
+    p->view.context = context;
+    p->view.chunk = p->options.chunk < context ? p->options.chunk : context;
+    size_t sum = sizes.used;
+    for (uint32_t r = 0; r < p->sharding.ranks; r++) {
+        arena working = {0}, kv = {0};
+        rank_buffers buffers;
+        kv_cache cache;
+        rank_layout(&buffers, &working, p, r);
+        rank_kv_layout(&cache, &kv, p, r);
+        p->ranks[r].wire = buffers.forward.wire_bytes;
+        p->ranks[r].activations = working.used - p->ranks[r].wire;
+        p->ranks[r].kv = kv.used;
+        p->ranks[r].pages = cache.slots_full;
+        sum = size_add(sum, size_add(working.used, kv.used));
+    }
+    *bytes = size_add(sum, size_mul(context, sizeof(int32_t))); /* the timeline itself */
+    return RS_OK;
+}
+
+/* The largest context, a whole number of pages, whose bytes fit `allowed`. The bytes grow with the context, so halving
+ * finds it. */
+static rs_status largest_context(rs_plan *p, uint64_t allowed, uint32_t *out) {
+    uint32_t fits = 0, too_many = CONTEXT_LIMIT / PAGE_TOKENS + 1;
+    while (too_many - fits > 1) {
+        uint32_t middle = fits + (too_many - fits) / 2;
+        uint64_t bytes;
+        RS_TRY(measure(p, middle * PAGE_TOKENS, &bytes));
+        if (bytes <= allowed) {
+            fits = middle;
+        } else {
+            too_many = middle;
+        }
+    }
+    *out = fits * PAGE_TOKENS;
+    return RS_OK;
+}
+
+static void describe_shards(rs_plan *p, const rs_model *model) {
+    for (uint32_t r = 0; r < p->sharding.ranks; r++) {
+        const shard *s = &p->sharding.of[r];
+        rs_plan_rank *out = &p->ranks[r];
+        out->weights = sharding_weight_bytes(&p->sharding, &model->h, &model->w, r);
+        out->layer_begin = s->layers.begin;
+        out->layer_end = s->layers.end;
+        out->head_begin = s->heads.begin;
+        out->head_end = s->heads.end;
+        out->ffn_begin = s->ffn.begin;
+        out->ffn_end = s->ffn.end;
+        out->vocab_begin = s->vocab.begin;
+        out->vocab_end = s->vocab.end;
+    }
+}
+
+static rs_status make(rs_plan *p, const rs_model *model, const rs_options *options) {
+    RS_TRY(complete_options(p, model, options));
+    rs_options *o = &p->options;
+    RS_TRY(sharding_make(&model->h, &model->w, o->split, o->ranks, o->shares, &p->sharding));
+    o->split = p->sharding.split;
+    memcpy(o->shares, p->sharding.shares, sizeof o->shares);
+    p->view = (model_view){&model->h, &model->w, &p->sharding, &p->deal, {o->kv_k, o->kv_v}, o->context, o->chunk};
+    rs_plan_info *info = &p->info;
+    *info = (rs_plan_info){.page_tokens = PAGE_TOKENS, .weights = gguf_file_bytes(model->file), .limit = o->memory_limit};
+    info->program = budget_resident(gguf_data(model->file), gguf_file_bytes(model->file));
+    uint64_t fixed = info->weights + info->program;
+    RS_TRY(largest_context(p, info->limit > fixed ? info->limit - fixed : 0, &info->context_max));
+    RS_TRY(measure(p, o->context, &info->ranks));
+    info->total = size_add(fixed, info->ranks);
+    o->chunk = p->view.chunk;
+    info->options = *o;
+    describe_shards(p, model);
+    return RS_OK;
+}
+
+rs_status rs_plan_make(const rs_model *model, const rs_options *options, rs_plan **out) {
+    if (model == NULL || options == NULL || out == NULL) return status_fail(RS_BAD_ARGUMENT, "rs_plan_make needs a model");
+    rs_plan *p = calloc(1, sizeof *p);
+    if (p == NULL) return status_fail(RS_NO_MEMORY, "no memory for a plan");
+    rs_status status = make(p, model, options);
+    if (status != RS_OK) {
+        rs_plan_free(p);
+        return status;
+    }
+    *out = p;
+    return RS_OK;
+}
+
+void rs_plan_free(rs_plan *p) {
+    if (p == NULL) return;
+    arena_unmap(&p->memory);
+    free(p);
+}
+
+void rs_plan_describe(const rs_plan *p, rs_plan_info *out) {
+    *out = p->info;
+}
+
+void rs_plan_describe_rank(const rs_plan *p, uint32_t rank, rs_plan_rank *out) {
+    *out = p->ranks[rank];
+}

@@ -1,0 +1,35 @@
+/* plan.h: who holds what, and every byte of it, found by walking the real layout on arenas without memory. */
+#ifndef RS_PLAN_PLAN_H
+#define RS_PLAN_PLAN_H
+
+#include "device/cpu.h"
+#include "forward/forward.h"
+#include "model/model.h"
+
+/* One rank's working memory, in one arena. */
+typedef struct rank_buffers {
+    forward_buffers forward;
+    cpu_buffers cpu;
+} rank_buffers;
+
+struct rs_plan {
+    rs_options options; /* complete */
+    const kernels *kernels;
+    sharding sharding;
+    arena memory;    /* of the deal */
+    deal deal;
+    model_view view; /* points into this plan and the model */
+    rs_plan_rank ranks[RS_RANKS_MAX];
+    rs_plan_info info;
+};
+
+/* Walks a rank's working memory. */
+void rank_layout(rank_buffers *b, arena *a, const rs_plan *p, uint32_t rank);
+
+/* Walks a rank's KV pages for one session. */
+void rank_kv_layout(kv_cache *c, arena *a, const rs_plan *p, uint32_t rank);
+
+/* Threads of a rank's device. */
+uint32_t rank_threads(const rs_options *o, uint32_t rank);
+
+#endif
