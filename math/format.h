@@ -1,7 +1,7 @@
 /* format.h: number formats of weights as GGUF files store them, and matrices of them.
  *
- * A row of `cols` values is a run of blocks; each block holds block_values values in block_bytes bytes. Byte layouts and
- * type numbers follow the GGUF specification (ggml's docs/gguf.md and quantisation formats). */
+ * A row of `cols` values is a run of blocks; each block holds block_values values in block_bytes bytes. Byte layouts
+ * and type numbers follow the GGUF specification (ggml's docs/gguf.md and quantisation formats). */
 #ifndef RS_MATH_FORMAT_H
 #define RS_MATH_FORMAT_H
 
