@@ -90,7 +90,7 @@ BROKEN = [
     ("undone", "base/extra.c", c(f"/* {UNDONE}: finish. */"), 2, UNDONE),
     ("undone_in_markdown", "docs/b.md", f"{UNDONE} finish\n", 1, UNDONE),
     ("issue_number", "base/extra.c", c("/* Since\n * #12 it does. */"), 3, "issue number"),
-    ("issue_number_in_python", "tools/extra.py", '"""Extra."""\nx = 1  # see #12\n', 2, "issue number"),
+    ("issue_number_in_python", "tools/extra.py", '"""Extra."""\nx = 1  # see " "#12\n', 2, "issue number"),
     ("code_call", "base/extra.c", c("/* Why.\n * close(file, now(1)); */"), 3, "code in a comment"),
     ("code_assignment", "base/extra.c", c("int x; // x->y = x + 1;"), 2, "code in a comment"),
     ("code_if", "base/extra.c", c("// if (x > 1) {"), 2, "code in a comment"),
@@ -114,7 +114,8 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize("name, text, line, message", [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
+@pytest.mark.parametrize("name, text, line, message", [case[1:] for case in BROKEN],
+                         ids=[case[0] for case in BROKEN])
 def test_rule_fires_there_and_only_there(tmp_path, name, text, line, message):
     if text is None:
         (tmp_path / name).parent.mkdir(parents=True)
@@ -157,5 +158,6 @@ def test_waiver_needs_a_reason(tmp_path):
 
 def test_git_ignored_files_are_left_alone(tmp_path):
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    findings = tidy(tmp_path, {".gitignore": "/build/\n", "build/bad.c": "\tbad \n", "base/new.c": c("\tint x;", "new.c")})
+    changes = {".gitignore": "/build/\n", "build/bad.c": "\tbad \n", "base/new.c": c("\tint x;", "new.c")}
+    findings = tidy(tmp_path, changes)
     assert findings == ["base/new.c:2: a tab"]
