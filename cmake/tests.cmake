@@ -1,14 +1,13 @@
 # Test programs (cmocka), their helpers, pytest files and tidy, all as CTest tests. Target `checks` builds the programs.
 #   tests/test_*.c        cmocka programs, labels unit and sanitizer
-#   tests/kernel_check.c  compares and times every kernel set, labels unit and sanitizer
+#   tests/kernel_*.c      kernel_check: compares and times every kernel set, labels unit and sanitizer
 #   tests/*_tool.c        helper programs for pytest files, found in $RINGSPAN_BUILD
 #   tests/test_*.py       pytest files, label python
 add_custom_target(checks)
 pkg_check_modules(CMOCKA IMPORTED_TARGET cmocka)
 
-function(check_program source)
-  get_filename_component(name ${source} NAME_WE)
-  add_executable(${name} EXCLUDE_FROM_ALL ${source})
+function(check_program name sources)
+  add_executable(${name} EXCLUDE_FROM_ALL ${sources})
   target_link_libraries(${name} rs_serve ${ARGN})
   add_dependencies(checks ${name})
 endfunction()
@@ -27,23 +26,24 @@ endfunction()
 
 file(GLOB tools CONFIGURE_DEPENDS tests/*_tool.c)
 foreach(source ${tools})
-  check_program(${source})
+  get_filename_component(name ${source} NAME_WE)
+  check_program(${name} ${source})
 endforeach()
 
 file(GLOB programs CONFIGURE_DEPENDS tests/test_*.c)
 if(CMOCKA_FOUND)
   foreach(source ${programs})
     get_filename_component(name ${source} NAME_WE)
-    check_program(${source} PkgConfig::CMOCKA)
+    check_program(${name} ${source} PkgConfig::CMOCKA)
     check_test(${name} 300 "unit;sanitizer" ${name})
   endforeach()
 else()
   message(STATUS "cmocka is not installed: the C tests are left out (make setup installs it)")
 endif()
 
-file(GLOB kernel_check CONFIGURE_DEPENDS tests/kernel_check.c)
+file(GLOB kernel_check CONFIGURE_DEPENDS tests/kernel_*.c)
 if(kernel_check)
-  check_program(${kernel_check})
+  check_program(kernel_check "${kernel_check}")
   check_test(kernel_check 600 "unit;sanitizer" kernel_check)
 endif()
 
