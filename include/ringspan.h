@@ -18,6 +18,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default) /* libringspan exports these functions and nothing else */
 
 #define RS_VERSION "0.1.0"
 enum { RS_RANKS_MAX = 64 };
@@ -232,6 +233,7 @@ typedef struct rs_logprob {
 rs_status rs_sampler_pick(rs_sampler *sampler, const float *logits, const int32_t *tokens, size_t count,
                           rs_logprob *picked, rs_logprob *top, size_t n_top);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif
