@@ -1,0 +1,45 @@
+/* args.h: the flags of all commands, in one table that parsing and --help share. */
+#ifndef RS_CLI_ARGS_H
+#define RS_CLI_ARGS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "ringspan.h"
+
+typedef enum command { COMMAND_RUN = 1, COMMAND_PLAN = 2, COMMAND_BENCH = 4 } command;
+
+enum { LIST_MAX = 32 };
+#define PREDICT_ALL UINT32_MAX /* until an end token or a full context */
+
+typedef struct number_list {
+    size_t count;
+    uint32_t items[LIST_MAX];
+} number_list;
+
+typedef struct args {
+    const char *model;
+    rs_options engine; /* context 0, ranks 1 and so on where the flag is absent */
+    bool json, quiet, help;
+    /* run */
+    const char *prompt, *file, *system; /* NULL when absent */
+    bool raw, ignore_eos, seed_given;
+    uint32_t predict, logprobs;
+    rs_sampling sampling;
+    /* bench */
+    number_list prompts, predicts, depths;
+    uint32_t repetitions;
+} args;
+
+/* Parses argv[1..argc), the words after the command's name. False when the program is to end with *exit_code: --help
+ * was printed (0) or a flag was refused (EXIT_REFUSED). Strings in `out` point into argv. */
+bool args_parse(command which, int argc, char **argv, args *out, int *exit_code);
+
+/* "12GiB", "1.5G", "800MB" or plain bytes; K, M, G, T and KiB.. are powers of 1024, KB.. of 1000. */
+bool args_size(const char *text, uint64_t *bytes);
+
+const char *args_split_name(rs_split split);
+const char *args_kv_name(rs_kv_format format);
+
+#endif

@@ -1,0 +1,113 @@
+/* report.c: plans as JSON and as tables. */
+#include "cli/report.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/args.h"
+
+json_t *report_model(const char *path, const rs_model_info *info) {
+    return json_pack("{so so ss ss sI sI si si si si si si si}", "path", output_string(path, strlen(path)), "name",
+                     output_string(info->name, strlen(info->name)), "architecture", info->architecture, "weights",
+                     info->weights, "parameters", (json_int_t)info->parameters, "file_bytes",
+                     (json_int_t)info->file_bytes, "layers", (int)info->layers, "dim", (int)info->dim, "heads",
+                     (int)info->heads, "kv_heads", (int)info->kv_heads, "head_dim", (int)info->head_dim, "vocab",
+                     (int)info->vocab, "context_trained", (int)info->context_trained);
+}
+
+json_t *report_options(const rs_options *options) {
+    json_t *shares = json_array();
+    for (uint32_t i = 0; i < options->ranks; i++) json_array_append_new(shares, json_real(options->shares[i]));
+    return json_pack("{sI si so ss ss ss si si sI ss*}", "context", (json_int_t)options->context, "ranks",
+                     (int)options->ranks, "shares", shares, "split", args_split_name(options->split), "kv_k",
+                     args_kv_name(options->kv_k), "kv_v", args_kv_name(options->kv_v), "chunk", (int)options->chunk,
+                     "threads", (int)options->threads, "memory_limit", (json_int_t)options->memory_limit, "kernels",
+                     options->kernels);
+}
+
+static json_t *span(uint32_t begin, uint32_t end) {
+    return json_pack("[ii]", (int)begin, (int)end);
+}
+
+json_t *report_ranks(const rs_plan *plan) {
+    rs_plan_info info;
+    json_t *ranks = json_array();
+    rs_plan_describe(plan, &info);
+    for (uint32_t i = 0; i < info.options.ranks; i++) {
+        rs_plan_rank r;
+        rs_plan_describe_rank(plan, i, &r);
+        json_t *rank = json_pack("{si si sI sI sI sI so so so so}", "rank", (int)i, "pages", (int)r.pages, "kv_bytes",
+                                 (json_int_t)r.kv, "weights_bytes", (json_int_t)r.weights, "activations_bytes",
+                                 (json_int_t)r.activations, "wire_bytes", (json_int_t)r.wire, "layers",
+                                 span(r.layer_begin, r.layer_end), "heads", span(r.head_begin, r.head_end), "ffn",
+                                 span(r.ffn_begin, r.ffn_end), "vocab", span(r.vocab_begin, r.vocab_end));
+        if (rank == NULL || json_array_append_new(ranks, rank) != 0) {
+            json_decref(ranks);
+            return NULL;
+        }
+    }
+    return ranks;
+}
+
+static void cell_mib(table_text *table, uint64_t bytes) {
+    output_cell(table, "%.2f", (double)bytes / 1048576);
+}
+
+/* The first and last of [begin, end). */
+static void cell_span(table_text *table, uint32_t begin, uint32_t end) {
+    if (begin < end) {
+        output_cell(table, "%u-%u", begin, end - 1);
+    } else {
+        output_cell(table, "-");
+    }
+}
+
+static table_text *table_open(const char *const *headers, size_t columns) {
+    table_text *table = calloc(1, sizeof *table);
+    if (table == NULL) return NULL;
+    table->columns = columns;
+    for (size_t i = 0; i < columns; i++) output_cell(table, "%s", headers[i]);
+    return table;
+}
+
+void report_kv_table(const rs_plan *plan, FILE *file) {
+    static const char *const headers[] = {"rank", "pages", "KV MiB"};
+    rs_plan_info info;
+    table_text *table = table_open(headers, 3);
+    if (table == NULL) return;
+    rs_plan_describe(plan, &info);
+    for (uint32_t i = 0; i < info.options.ranks; i++) {
+        rs_plan_rank r;
+        rs_plan_describe_rank(plan, i, &r);
+        output_cell(table, "%u", i);
+        output_cell(table, "%u", r.pages);
+        cell_mib(table, r.kv);
+    }
+    output_table(table, file);
+    free(table);
+}
+
+void report_plan_table(const rs_plan *plan, FILE *file) {
+    static const char *const headers[] = {"rank",  "layers", "heads",           "ffn",     "vocab", "weights MiB",
+                                          "pages", "KV MiB", "activations MiB", "wire MiB"};
+    rs_plan_info info;
+    table_text *table = table_open(headers, 10);
+    if (table == NULL) return;
+    rs_plan_describe(plan, &info);
+    for (uint32_t i = 0; i < info.options.ranks; i++) {
+        rs_plan_rank r;
+        rs_plan_describe_rank(plan, i, &r);
+        output_cell(table, "%u", i);
+        cell_span(table, r.layer_begin, r.layer_end);
+        cell_span(table, r.head_begin, r.head_end);
+        cell_span(table, r.ffn_begin, r.ffn_end);
+        cell_span(table, r.vocab_begin, r.vocab_end);
+        cell_mib(table, r.weights);
+        output_cell(table, "%u", r.pages);
+        cell_mib(table, r.kv);
+        cell_mib(table, r.activations);
+        cell_mib(table, r.wire);
+    }
+    output_table(table, file);
+    free(table);
+}
