@@ -29,14 +29,6 @@ buffer buffer_new(size_t bytes) {
     return b;
 }
 
-bool buffer_free(buffer *b) {
-    bool whole = true;
-    for (size_t i = 0; i < GUARD; i++)
-        whole = whole && b->data[-1 - (ptrdiff_t)i] == 0xA5 && b->data[b->bytes + i] == 0xA5;
-    free(b->memory);
-    return whole;
-}
-
 static float signed_unit(uint64_t *seed) {
     return (float)(2 * random_unit(seed) - 1);
 }
@@ -116,6 +108,13 @@ static void expect(bool good, const char *what, size_t a, size_t b, size_t c) {
     if (verdict.failures <= 5) printf("  %s %s: %s fails (%zu, %zu, %zu)\n", verdict.op, verdict.set, what, a, b, c);
 }
 
+void buffer_free(buffer *b) {
+    bool whole = true;
+    for (int i = 0; i < GUARD; i++) whole = whole && b->data[-1 - i] == 0xA5 && b->data[b->bytes + (size_t)i] == 0xA5;
+    expect(whole, "guard bytes", b->bytes, 0, 0);
+    free(b->memory);
+}
+
 static bool within(double got, double expected, double allowed) {
     if (isnan(expected) || isinf(expected)) return isnan(expected) ? isnan(got) : got == expected;
     double share = fabs(got - expected) / (allowed > 0 ? allowed : 1e-300);
@@ -150,7 +149,9 @@ static void check_expand(const kernels *k) {
         }
         expect(good, info.name, values, 0, 0);
         k->expand((format)f, src.data, got, 0);
-        expect(buffer_free(&src) & buffer_free(&got_b) & buffer_free(&expected_b), "guard", (size_t)f, 0, 0);
+        buffer_free(&src);
+        buffer_free(&got_b);
+        buffer_free(&expected_b);
     }
 }
 
@@ -196,8 +197,12 @@ static void check_matmul_case(const kernels *k, const matmul_case *c) {
     }
     expect(good, format_describe((uint32_t)c->f).name, c->rows, c->cols, c->tokens);
     expect(untouched, "rows outside the range untouched", c->rows, c->cols, c->tokens);
-    bool whole = buffer_free(&wb) & buffer_free(&xb) & buffer_free(&yb) & buffer_free(&y2b) & buffer_free(&sb);
-    expect(whole & buffer_free(&line_b), "guard", c->rows, c->cols, c->tokens);
+    buffer_free(&wb);
+    buffer_free(&xb);
+    buffer_free(&yb);
+    buffer_free(&y2b);
+    buffer_free(&sb);
+    buffer_free(&line_b);
 }
 
 static void check_matmul(const kernels *k) {
@@ -254,9 +259,7 @@ static void check_rows(const kernels *k, const char *what, row_kernel run, doubl
                     good && within(row[0][i], row[1][i], relative * fabs(row[1][i]) + of_largest * largest + absolute);
             }
             expect(good, what, n, (size_t)kind, 0);
-            bool whole = true;
-            for (int i = 0; i < 4; i++) whole = buffer_free(&buffers[i]) && whole;
-            expect(whole, "guard", n, (size_t)kind, 0);
+            for (int i = 0; i < 4; i++) buffer_free(&buffers[i]);
         }
     }
 }
@@ -397,8 +400,11 @@ static void check_kv_row(const kernels *k, rs_kv_format kv, size_t head_dim, int
         expect(memcmp(plane.data, plane_ref.data, bytes) == 0, "store of load is the same", (size_t)kv, head_dim,
                (size_t)kind);
     }
-    bool whole = buffer_free(&plane) & buffer_free(&plane_ref) & buffer_free(&xb) & buffer_free(&yb) & buffer_free(&zb);
-    expect(whole, kv_names[kv], head_dim, token, (size_t)kind);
+    buffer_free(&plane);
+    buffer_free(&plane_ref);
+    buffer_free(&xb);
+    buffer_free(&yb);
+    buffer_free(&zb);
 }
 
 static void check_kv(const kernels *k) {
@@ -454,8 +460,10 @@ static states states_copy(const states *s) {
     return copy;
 }
 
-static bool states_free(states *s) {
-    return buffer_free(&s->max_b) & buffer_free(&s->sum_b) & buffer_free(&s->out_b);
+static void states_free(states *s) {
+    buffer_free(&s->max_b);
+    buffer_free(&s->sum_b);
+    buffer_free(&s->out_b);
 }
 
 /* Rows and gaps: what is not the state of a row that sees something must be as before (bit for bit). */
@@ -535,10 +543,14 @@ static void check_attend_case(const kernels *k, const attend_case *c) {
     }
     expect(good, kv_names[c->k], c->head_dim, c->rows, (size_t)c->page_count);
     expect(kept, "rows that see nothing keep their state", c->head_dim, c->rows, (size_t)c->page_count);
-    bool whole =
-        states_free(&before) & states_free(&got) & states_free(&expected) & buffer_free(&kb) & buffer_free(&vb);
-    whole = whole & buffer_free(&qb) & buffer_free(&sb) & buffer_free(&pb);
-    expect(whole, "guard", c->head_dim, c->rows, (size_t)c->page_count);
+    states_free(&before);
+    states_free(&got);
+    states_free(&expected);
+    buffer_free(&kb);
+    buffer_free(&vb);
+    buffer_free(&qb);
+    buffer_free(&sb);
+    buffer_free(&pb);
 }
 
 /* The law: many pages in one state, any split merged, and the plain softmax over all tokens are the same. */
@@ -594,9 +606,12 @@ static void check_attend_split(const kernels *k, rs_kv_format kv, size_t rows, s
             good = good && within(a->out[r * a->out_stride + (size_t)i] / a->sum[2 * r], out[i] / total, 3e-5);
         expect(good, "any split merges to the whole", rows, split, r);
     }
-    bool whole = states_free(&half[0]) & states_free(&half[1]) & buffer_free(&qb) & buffer_free(&sb) & buffer_free(&pb);
-    for (int i = 0; i < 2 * PAGES; i++) whole = buffer_free(&planes[i / PAGES][i % PAGES]) && whole;
-    expect(whole, "guard", rows, split, 0);
+    states_free(&half[0]);
+    states_free(&half[1]);
+    buffer_free(&qb);
+    buffer_free(&sb);
+    buffer_free(&pb);
+    for (int i = 0; i < 2 * PAGES; i++) buffer_free(&planes[i / PAGES][i % PAGES]);
 }
 
 static void check_attend(const kernels *k) {
@@ -658,7 +673,9 @@ static void check_merge(const kernels *k) {
             for (size_t i = 0; i < n; i++) good = good && within(out[i], expected[i], 1e-5 * (fabs(expected[i]) + 1));
             expect(good, "against ref", n, 0, 0);
         }
-        expect(buffer_free(&ob) & buffer_free(&eb) & buffer_free(&tb), "guard", n, 0, 0);
+        buffer_free(&ob);
+        buffer_free(&eb);
+        buffer_free(&tb);
     }
 }
 

@@ -13,7 +13,7 @@ typedef struct buffer {
     uint8_t *data;
 } buffer;
 buffer buffer_new(size_t bytes);
-bool buffer_free(buffer *b); /* false when a guard byte changed */
+void buffer_free(buffer *b); /* fails the check when a guard byte changed */
 
 typedef enum values_kind {
     VALUES_NORMAL,
