@@ -13,8 +13,8 @@
 #include "ringspan.h"
 
 enum {
-    PAGE_TOKENS = 64,      /* tokens of a KV page */
-    MATMUL_ROWS = 32,      /* callers split a matmul over threads in runs of this many rows (the last may be shorter) */
+    PAGE_TOKENS = 64, /* tokens of a KV page */
+    MATMUL_ROWS = 32, /* callers split a matmul over threads in runs of this many rows (the last may be shorter) */
     HEAD_DIM_MAX = 512,
 };
 
@@ -28,10 +28,10 @@ typedef enum activation { ACTIVATION_SILU, ACTIVATION_GELU_TANH } activation;
 /* One page plane is PAGE_TOKENS rows (K or V) of one kv head: head_dim values each.
  *   f16   [PAGE_TOKENS][head_dim] half
  *   q8_0  scales [PAGE_TOKENS][head_dim/32] half, then [PAGE_TOKENS][head_dim] int8; value = scale * q
- *   q4_0  scales as q8_0, then [PAGE_TOKENS][head_dim/2] bytes: block b's byte j holds value 32b+j in its low nibble and
- *         32b+16+j in its high one, stored +8; the row was Hadamard-rotated before it was quantised (by the caller)
- * Quantised rows: scale = max|x| / 127 (q8_0), and the signed value of largest magnitude / -8 (q4_0) as ggml does, scale
- * rounded to half before use. head_dim is a multiple of 32 for the quantised formats, of 2 for f16. */
+ *   q4_0  scales as q8_0, then [PAGE_TOKENS][head_dim/2] bytes: block b's byte j holds value 32b+j in its low nibble
+ * and 32b+16+j in its high one, stored +8; the row was Hadamard-rotated before it was quantised (by the caller)
+ * Quantised rows: scale = max|x| / 127 (q8_0), and the signed value of largest magnitude / -8 (q4_0) as ggml does,
+ * scale rounded to half before use. head_dim is a multiple of 32 for the quantised formats, of 2 for f16. */
 size_t kv_plane_bytes(rs_kv_format format, size_t head_dim);
 
 /* Some query rows of one kv head against one page. The softmax stays open: the state (max, sum, out) joins pages in any
@@ -41,15 +41,15 @@ size_t kv_plane_bytes(rs_kv_format format, size_t head_dim);
 typedef struct attend_page_args {
     const float *q; /* row r at q + r * q_stride: [head_dim], already scaled by 1/sqrt(head_dim) */
     size_t rows, q_stride, head_dim;
-    const int32_t *position;  /* [rows] absolute position of each query row */
-    const uint8_t *k, *v;     /* planes */
+    const int32_t *position; /* [rows] absolute position of each query row */
+    const uint8_t *k, *v;    /* planes */
     rs_kv_format k_format, v_format;
-    int32_t page_position;    /* absolute position of the page's first token */
-    int32_t page_count;       /* tokens written in it, 1 to PAGE_TOKENS */
+    int32_t page_position; /* absolute position of the page's first token */
+    int32_t page_count;    /* tokens written in it, 1 to PAGE_TOKENS */
     int32_t window;
-    float *max;  /* row r at max[r * state_stride]: natural-log units; -INFINITY before the first token */
-    float *sum;  /* row r at sum[r * state_stride]: sum of exp(score - max) */
-    float *out;  /* row r at out + r * out_stride: sum of exp(score - max) * v */
+    float *max; /* row r at max[r * state_stride]: natural-log units; -INFINITY before the first token */
+    float *sum; /* row r at sum[r * state_stride]: sum of exp(score - max) */
+    float *out; /* row r at out + r * out_stride: sum of exp(score - max) * v */
     size_t state_stride, out_stride;
     float *scratch; /* attend_scratch_floats(rows, head_dim) floats, 64-byte aligned */
 } attend_page_args;
@@ -98,7 +98,8 @@ typedef struct kernels {
 
 size_t matmul_scratch_floats(size_t cols);
 
-/* The table called `name`, or the best this CPU runs for NULL. RS_UNSUPPORTED with the list of names that would work. */
+/* The table called `name`, or the best this CPU runs for NULL. RS_UNSUPPORTED with the list of names that would work.
+ */
 rs_status kernels_find(const char *name, const kernels **out);
 
 /* All tables this CPU can run, ref first; NULL past the end. Tables the CPU lacks are left out. */

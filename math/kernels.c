@@ -1,0 +1,69 @@
+/* kernels.c: which kernel tables exist and which this CPU runs. */
+#include "math/kernels.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/status.h"
+#include "math/kernels_sets.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+static bool has_avx2(void) {
+    unsigned a, b, c, d; /* clang's builtin does not know f16c. */
+    bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+    return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+#endif
+
+static bool always(void) {
+    return true;
+}
+
+/* Slowest first. */
+static const struct {
+    const kernels *table;
+    bool (*runs)(void);
+} sets[] = {
+    {&kernels_ref, always},
+    {&kernels_portable, always},
+#if defined(__x86_64__)
+    {&kernels_avx2, has_avx2},
+#endif
+};
+enum { SETS = sizeof sets / sizeof sets[0] };
+
+const kernels *kernels_at(size_t index) {
+    for (size_t i = 0; i < SETS; i++) {
+        if (sets[i].runs() && index-- == 0) return sets[i].table;
+    }
+    return NULL;
+}
+
+rs_status kernels_find(const char *name, const kernels **out) {
+    char names[128] = "";
+    const kernels *found = NULL, *k;
+    for (size_t i = 0; (k = kernels_at(i)) != NULL; i++) {
+        if (name == NULL || strcmp(name, k->name) == 0) found = k;
+        size_t used = strlen(names);
+        snprintf(names + used, sizeof names - used, "%s%s", i == 0 ? "" : ", ", k->name);
+    }
+    if (found == NULL) return status_fail(RS_UNSUPPORTED, "no kernels '%s' on this CPU; it runs %s", name, names);
+    *out = found;
+    return RS_OK;
+}
+
+size_t kv_plane_bytes(rs_kv_format kv, size_t head_dim) {
+    return plane_value_at(kv, PAGE_TOKENS, head_dim);
+}
+
+size_t matmul_scratch_floats(size_t cols) {
+    (void)cols; /* Columns go through in runs of PRODUCT_K, so the scratch stays in L1 and L2 whatever their number. */
+    return (MATMUL_ROWS + LANES_MAX) * PRODUCT_K;
+}
+
+size_t attend_scratch_floats(size_t rows, size_t head_dim) {
+    size_t v_stride = (head_dim + 2 * LANES_MAX - 1) / (2 * LANES_MAX) * (2 * LANES_MAX) + LANES_MAX;
+    return matmul_scratch_floats(head_dim) + rows * PAGE_TOKENS + PAGE_TOKENS * v_stride;
+}

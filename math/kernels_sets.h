@@ -1,0 +1,34 @@
+/* kernels_sets.h: the tables that kernels.c lists, and sizes that the sets share. Included by math/kernels*.c only. */
+#ifndef RS_MATH_KERNELS_SETS_H
+#define RS_MATH_KERNELS_SETS_H
+
+#include "math/kernels.h"
+
+enum {
+    PRODUCT_K = 256,  /* columns of w expanded at a time: a multiple of every block, small enough for L1 */
+    LANES_MAX = 16,   /* floats in the widest vector that a set may use */
+    HALF_MAX = 65504, /* largest finite half: where quantised scales saturate */
+    PLANE_BLOCK = 32, /* values that share a scale in a quantised plane */
+};
+
+extern const kernels kernels_ref, kernels_portable, kernels_avx2;
+
+/* The scales and the values of one row of a quantised plane. */
+static inline size_t plane_scale_at(size_t token, size_t head_dim) {
+    return token * (head_dim / PLANE_BLOCK) * 2;
+}
+static inline size_t plane_value_at(rs_kv_format kv, size_t token, size_t head_dim) {
+    size_t row_bytes = kv == RS_KV_F16 ? 2 * head_dim : kv == RS_KV_Q8_0 ? head_dim : head_dim / 2;
+    size_t scales_bytes = kv == RS_KV_F16 ? 0 : plane_scale_at(PAGE_TOKENS, head_dim);
+    return scales_bytes + token * row_bytes;
+}
+
+/* Tokens [*begin, *end) of a page that a query row sees; none when *begin >= *end. */
+static inline void page_visible(const attend_page_args *a, size_t row, int *begin, int *end) {
+    int64_t last = (int64_t)a->position[row] - a->page_position;
+    int64_t first = a->window > 0 ? last - a->window + 1 : 0;
+    *begin = (int)(first < 0 ? 0 : first > a->page_count ? a->page_count : first);
+    *end = (int)(last < 0 ? 0 : last >= a->page_count ? a->page_count : last + 1);
+}
+
+#endif

@@ -1,0 +1,156 @@
+/* simd.h: vectors of LANES floats (GCC vector extensions) and the few operations that differ by instruction set.
+ *
+ * The simd_*.h headers are the vectorised kernels, written once. kernels_portable.c and kernels_avx2.c define LANES and
+ * include them; everything is static, so code compiled for one instruction set never leaks into another. */
+#ifndef RS_MATH_SIMD_H
+#define RS_MATH_SIMD_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+#include "math/format_blocks.h"
+#include "math/kernels_sets.h"
+
+#ifndef LANES
+#error "define LANES before including simd.h"
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
+
+INLINE vf load(const float *src) {
+    vf v;
+    memcpy(&v, src, sizeof v);
+    return v;
+}
+
+INLINE void store(float *dst, vf v) {
+    memcpy(dst, &v, sizeof v);
+}
+
+INLINE vf splat(float x) {
+    return x - (vf){0}; /* Subtracting +0 keeps every value, -0 too. */
+}
+
+/* a where mask (all ones or all zeros in each lane), else b. */
+INLINE vf choose(vi mask, vf a, vf b) {
+    return (vf)((mask & (vi)a) | (~mask & (vi)b));
+}
+
+INLINE vf min_of(vf a, vf b) {
+    return choose(a < b, a, b); /* b for NaN. */
+}
+
+INLINE vf max_of(vf a, vf b) {
+    return choose(a > b, a, b);
+}
+
+INLINE vf abs_of(vf v) {
+    return (vf)((vi)v & 0x7FFFFFFF);
+}
+
+INLINE float sum_lanes(vf v) {
+    float sum = 0;
+    for (int i = 0; i < LANES; i++) sum += v[i];
+    return sum;
+}
+
+INLINE float max_lanes(vf v) {
+    float largest = v[0];
+    for (int i = 1; i < LANES; i++) largest = v[i] > largest ? v[i] : largest;
+    return largest;
+}
+
+/* LANES integers from memory of any alignment, and as floats. */
+INLINE vi load_u8(const uint8_t *src) {
+#if defined(__AVX2__) && LANES == 8
+    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)src));
+#else
+    typedef uint8_t bytes __attribute__((vector_size(LANES)));
+    bytes b;
+    memcpy(&b, src, sizeof b);
+    return __builtin_convertvector(b, vi);
+#endif
+}
+
+INLINE vi load_i8(const uint8_t *src) {
+#if defined(__AVX2__) && LANES == 8
+    return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)src));
+#else
+    typedef int8_t bytes __attribute__((vector_size(LANES)));
+    bytes b;
+    memcpy(&b, src, sizeof b);
+    return __builtin_convertvector(b, vi);
+#endif
+}
+
+INLINE vu load_u16(const uint8_t *src) {
+    typedef uint16_t words __attribute__((vector_size(2 * LANES)));
+    words w;
+    memcpy(&w, src, sizeof w);
+    return __builtin_convertvector(w, vu);
+}
+
+INLINE vf to_float(vi v) {
+    return __builtin_convertvector(v, vf);
+}
+
+INLINE vf load_half(const uint8_t *src) {
+#if defined(__F16C__) && LANES == 8
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)src));
+#else
+    vu half = load_u16(src), sign = (half & 0x8000) << 16, magnitude = half & 0x7FFF;
+    vf value = (vf)(magnitude << 13) * 0x1p112f; /* Moves the exponent's bias; exact, denormals included. */
+    vu special = (vu)(magnitude >= 0x7C00) & 0x7F800000;
+    special |= (vu)(magnitude > 0x7C00) & 0x400000; /* A NaN becomes quiet, as in the hardware conversion. */
+    return (vf)((vu)value | sign | special);
+#endif
+}
+
+INLINE float half_at(const uint8_t *src) {
+#ifdef __F16C__
+    uint16_t half;
+    memcpy(&half, src, sizeof half);
+    return _cvtsh_ss(half);
+#else
+    return format_half_at(src);
+#endif
+}
+
+INLINE void store_half(uint8_t *dst, vf v) {
+#if defined(__F16C__) && LANES == 8
+    _mm_storeu_si128((__m128i *)dst, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int i = 0; i < LANES; i++) {
+        uint16_t half = half_from_float(v[i]);
+        memcpy(dst + 2 * i, &half, sizeof half);
+    }
+#endif
+}
+
+/* exp(x) within 1e-7 (relative) for -87.3 < x < 88.3; 0 below, so exp(-INFINITY) is 0, and INFINITY above; NaN stays
+ * NaN.
+ * x = n ln2 + r with |r| <= ln2 / 2; e^r = 1 + r + r^2 P(r), P being the polynomial of least relative error. */
+INLINE vf exp_of(vf x) {
+    const vf round = splat(0x1.8p23f); /* Adding this rounds to an integer, which ends up in the low bits. */
+    vi zero = x < splat(-87.3f);
+    vi huge = x > splat(88.3f);
+    x = choose(zero | huge, splat(0), x);
+    vf shifted = x * 0x1.715476p+0f + round, n = shifted - round;
+    vf r = (x - n * 0x1.62ep-1f) - n * 0x1.0bfbe8p-15f; /* ln2 in two parts; n times the first is exact. */
+    vf p = ((((r * 0x1.6a2434p-10f + 0x1.1239e2p-7f) * r + 0x1.5558f2p-5f) * r + 0x1.555492p-3f) * r + 0x1.fffffcp-2f);
+    vf mantissa = r * r * p + r + 1;
+    vf power = (vf)(((vi)shifted << 23) + (127 << 23));
+    return choose(huge, splat(INFINITY), (vf)(~zero & (vi)(mantissa * power)));
+}
+
+#endif

@@ -1,0 +1,236 @@
+/* simd_product.h: products of an expanded operand (weights, or K of a page) with rows of floats.
+ *
+ * Few tokens: four rows of w are expanded to L1 and every x row is multiplied along the columns. Many tokens: 32 rows
+ * are expanded and transposed to panels [k][2 * LANES rows], and a register block of 6 tokens x 2 vectors of rows
+ * accumulates over k; x stays row-major, one value broadcast at a time. */
+#ifndef RS_MATH_SIMD_PRODUCT_H
+#define RS_MATH_SIMD_PRODUCT_H
+
+#include "math/simd_expand.h"
+
+enum {
+    FEW_TOKENS = 8,
+    FEW_ROWS = 4,
+    PANEL = 2 * LANES, /* rows of a panel */
+    TILE = 6,          /* tokens of a register block: 12 accumulators of 16 registers */
+};
+
+/* Where rows of an operand [*, cols] come from: a matrix, or K of a page (plane != NULL). */
+typedef struct operand {
+    const matrix *w;
+    const uint8_t *plane;
+    rs_kv_format plane_format;
+    size_t cols;
+} operand;
+
+INLINE void expand_row(const operand *o, size_t row, size_t k0, float *dst, size_t n) {
+    if (o->plane != NULL) {
+        expand_plane(o->plane_format, o->plane, row, o->cols, k0, dst, n);
+    } else {
+        expand(o->w->format, o->w->data + row * o->w->row_bytes + format_bytes(o->w->format, k0), dst, n);
+    }
+}
+
+/* acc[t][r] += w[r][0..n) * x[t][0..n) along the lanes; the last n % LANES columns go to tail[t][r]. */
+INLINE void dot_tile(int tokens, const float *w, const float *x, size_t x_stride, size_t n, vf (*acc)[FEW_ROWS],
+                     float (*tail)[FEW_ROWS]) {
+    vf sum[3][FEW_ROWS];
+    for (int t = 0; t < tokens; t++) {
+        for (int r = 0; r < FEW_ROWS; r++) sum[t][r] = acc[t][r];
+    }
+    size_t k = 0;
+    for (; k + LANES <= n; k += LANES) {
+        vf v[3];
+        for (int t = 0; t < tokens; t++) v[t] = load(x + (size_t)t * x_stride + k);
+        for (int r = 0; r < FEW_ROWS; r++) {
+            vf row = load(w + r * PRODUCT_K + k);
+            for (int t = 0; t < tokens; t++) sum[t][r] += row * v[t];
+        }
+    }
+    for (int t = 0; t < tokens; t++) {
+        for (int r = 0; r < FEW_ROWS; r++) acc[t][r] = sum[t][r];
+    }
+    for (; k < n; k++) {
+        for (int t = 0; t < tokens; t++) {
+            for (int r = 0; r < FEW_ROWS; r++) tail[t][r] += w[r * PRODUCT_K + k] * x[(size_t)t * x_stride + k];
+        }
+    }
+}
+
+/* y[t * y_stride + r] = row r of o times x row t, for r in [row_begin, row_end) and up to FEW_TOKENS tokens. */
+static void product_few(const operand *o, size_t row_begin, size_t row_end, const float *x, size_t x_stride,
+                        size_t tokens, float *y, size_t y_stride, float *scratch) {
+    if (row_end - row_begin < FEW_ROWS) memset(scratch, 0, FEW_ROWS * PRODUCT_K * sizeof *scratch);
+    for (size_t row = row_begin; row < row_end; row += FEW_ROWS) {
+        size_t rows = row_end - row < FEW_ROWS ? row_end - row : FEW_ROWS;
+        vf acc[FEW_TOKENS][FEW_ROWS] = {0};
+        float tail[FEW_TOKENS][FEW_ROWS] = {0};
+        for (size_t k0 = 0; k0 < o->cols; k0 += PRODUCT_K) {
+            size_t n = o->cols - k0 < PRODUCT_K ? o->cols - k0 : PRODUCT_K;
+            for (size_t r = 0; r < rows; r++) expand_row(o, row + r, k0, scratch + r * PRODUCT_K, n);
+            for (size_t t = 0; t < tokens;) {
+                size_t left = tokens - t;
+                const float *from = x + t * x_stride + k0;
+                if (left == 1) {
+                    dot_tile(1, scratch, from, x_stride, n, acc + t, tail + t);
+                    t += 1;
+                } else if (left == 2 || left == 4) {
+                    dot_tile(2, scratch, from, x_stride, n, acc + t, tail + t);
+                    t += 2;
+                } else {
+                    dot_tile(3, scratch, from, x_stride, n, acc + t, tail + t);
+                    t += 3;
+                }
+            }
+        }
+        for (size_t t = 0; t < tokens; t++) {
+            for (size_t r = 0; r < rows; r++) y[t * y_stride + row + r] = sum_lanes(acc[t][r]) + tail[t][r];
+        }
+    }
+}
+
+/* y[t][0..PANEL) = (or +=) sum over k of x[t][k] * panel[k][0..PANEL), for a constant number of tokens. */
+INLINE void tile_of(int tokens, const float *panel, size_t panel_stride, size_t n, const float *x, size_t x_stride,
+                    float *y, size_t y_stride, bool accumulate) {
+    vf sum[TILE][2];
+    for (int t = 0; t < tokens; t++) {
+        for (int j = 0; j < 2; j++) sum[t][j] = accumulate ? load(y + (size_t)t * y_stride + j * LANES) : splat(0);
+    }
+    for (size_t k = 0; k < n; k++) {
+        vf a = load(panel + k * panel_stride), b = load(panel + k * panel_stride + LANES);
+        for (int t = 0; t < tokens; t++) {
+            vf v = splat(x[(size_t)t * x_stride + k]);
+            sum[t][0] += a * v;
+            sum[t][1] += b * v;
+        }
+    }
+    for (int t = 0; t < tokens; t++) {
+        for (int j = 0; j < 2; j++) store(y + (size_t)t * y_stride + j * LANES, sum[t][j]);
+    }
+}
+
+static void tile_full(size_t tokens, const float *panel, size_t panel_stride, size_t n, const float *x, size_t x_stride,
+                      float *y, size_t y_stride, bool accumulate) {
+    switch (tokens) {
+    case 1:
+        tile_of(1, panel, panel_stride, n, x, x_stride, y, y_stride, accumulate);
+        break;
+    case 2:
+        tile_of(2, panel, panel_stride, n, x, x_stride, y, y_stride, accumulate);
+        break;
+    case 3:
+        tile_of(3, panel, panel_stride, n, x, x_stride, y, y_stride, accumulate);
+        break;
+    case 4:
+        tile_of(4, panel, panel_stride, n, x, x_stride, y, y_stride, accumulate);
+        break;
+    case 5:
+        tile_of(5, panel, panel_stride, n, x, x_stride, y, y_stride, accumulate);
+        break;
+    default:
+        tile_of(TILE, panel, panel_stride, n, x, x_stride, y, y_stride, accumulate);
+        break;
+    }
+}
+
+/* The same for the first `width` <= PANEL columns of y: a partial tile goes through a full one on the stack. */
+static void tile(size_t tokens, size_t width, const float *panel, size_t panel_stride, size_t n, const float *x,
+                 size_t x_stride, float *y, size_t y_stride, bool accumulate) {
+    if (width == PANEL) {
+        tile_full(tokens, panel, panel_stride, n, x, x_stride, y, y_stride, accumulate);
+        return;
+    }
+    float whole[TILE * PANEL] = {0};
+    for (size_t t = 0; accumulate && t < tokens; t++) memcpy(whole + t * PANEL, y + t * y_stride, width * sizeof *y);
+    tile_full(tokens, panel, panel_stride, n, x, x_stride, whole, PANEL, accumulate);
+    for (size_t t = 0; t < tokens; t++) memcpy(y + t * y_stride, whole + t * PANEL, width * sizeof *y);
+}
+
+/* A LANES x LANES block, rows PRODUCT_K apart, to columns PANEL apart. */
+INLINE void transpose_block(const float *src, float *dst) {
+    vf v[LANES];
+    for (int i = 0; i < LANES; i++) v[i] = load(src + i * PRODUCT_K);
+#if LANES == 8
+    /* Each stage interleaves rows i and i + 4; after three, the block is transposed. */
+    for (int stage = 0; stage < 3; stage++) {
+        vf next[LANES];
+        for (int i = 0; i < LANES / 2; i++) {
+            next[2 * i] = __builtin_shufflevector(v[i], v[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+            next[2 * i + 1] = __builtin_shufflevector(v[i], v[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+        }
+        memcpy(v, next, sizeof v);
+    }
+#else
+    for (int stage = 0; stage < 2; stage++) {
+        vf next[LANES];
+        for (int i = 0; i < LANES / 2; i++) {
+            next[2 * i] = __builtin_shufflevector(v[i], v[i + 2], 0, 4, 1, 5);
+            next[2 * i + 1] = __builtin_shufflevector(v[i], v[i + 2], 2, 6, 3, 7);
+        }
+        memcpy(v, next, sizeof v);
+    }
+#endif
+    for (int i = 0; i < LANES; i++) store(dst + i * PANEL, v[i]);
+}
+
+/* Expands rows [row, row + rows) of o, columns [k0, k0 + n), to panels [rows / PANEL][PRODUCT_K][PANEL]; rows beyond
+ * are zero up to a whole panel. lines: [LANES][PRODUCT_K] floats. */
+static void pack_panels(const operand *o, size_t row, size_t rows, size_t k0, size_t n, float *panels, float *lines) {
+    size_t padded = (rows + PANEL - 1) / PANEL * PANEL;
+    for (size_t r = 0; r < padded; r += LANES) {
+        for (size_t i = 0; i < LANES; i++) {
+            if (r + i < rows) {
+                expand_row(o, row + r + i, k0, lines + i * PRODUCT_K, n);
+            } else {
+                memset(lines + i * PRODUCT_K, 0, n * sizeof *lines);
+            }
+        }
+        float *dst = panels + r / PANEL * PANEL * PRODUCT_K + r % PANEL;
+        size_t k = 0;
+        for (; k + LANES <= n; k += LANES) transpose_block(lines + k, dst + k * PANEL);
+        for (; k < n; k++) {
+            for (size_t i = 0; i < LANES; i++) dst[k * PANEL + i] = lines[i * PRODUCT_K + k];
+        }
+    }
+}
+
+static void product_many(const operand *o, size_t row_begin, size_t row_end, const float *x, size_t x_stride,
+                         size_t tokens, float *y, size_t y_stride, float *scratch) {
+    float *panels = scratch, *lines = scratch + MATMUL_ROWS * PRODUCT_K;
+    for (size_t row = row_begin; row < row_end; row += MATMUL_ROWS) {
+        size_t rows = row_end - row < MATMUL_ROWS ? row_end - row : MATMUL_ROWS;
+        for (size_t k0 = 0; k0 < o->cols; k0 += PRODUCT_K) {
+            size_t n = o->cols - k0 < PRODUCT_K ? o->cols - k0 : PRODUCT_K;
+            pack_panels(o, row, rows, k0, n, panels, lines);
+            for (size_t t = 0; t < tokens; t += TILE) {
+                size_t some = tokens - t < TILE ? tokens - t : TILE;
+                for (size_t r = 0; r < rows; r += PANEL) {
+                    size_t width = rows - r < PANEL ? rows - r : PANEL;
+                    tile(some, width, panels + r * PRODUCT_K, PANEL, n, x + t * x_stride + k0, x_stride,
+                         y + t * y_stride + row + r, y_stride, k0 > 0);
+                }
+            }
+        }
+    }
+}
+
+static void product(const operand *o, size_t row_begin, size_t row_end, const float *x, size_t x_stride, size_t tokens,
+                    float *y, size_t y_stride, float *scratch) {
+    if (o->cols == 0) {
+        for (size_t t = 0; t < tokens; t++) {
+            for (size_t r = row_begin; r < row_end; r++) y[t * y_stride + r] = 0;
+        }
+    } else if (tokens <= FEW_TOKENS) {
+        product_few(o, row_begin, row_end, x, x_stride, tokens, y, y_stride, scratch);
+    } else {
+        product_many(o, row_begin, row_end, x, x_stride, tokens, y, y_stride, scratch);
+    }
+}
+
+static void matmul(const matrix *w, size_t row_begin, size_t row_end, const float *x, size_t x_stride, size_t tokens,
+                   float *y, size_t y_stride, float *scratch) {
+    operand o = {.w = w, .cols = w->cols};
+    product(&o, row_begin, row_end, x, x_stride, tokens, y, y_stride, scratch);
+}
+
+#endif
