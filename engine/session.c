@@ -57,8 +57,7 @@ size_t rs_session_length(const rs_session *s) {
 
 static rs_status check_room(const rs_session *s, size_t count) {
     uint32_t context = s->engine->plan->options.context;
-    if (count >= 1 && count <= context) return RS_OK;
-    if (count == 0) return status_fail(RS_BAD_ARGUMENT, "a timeline has at least one token");
+    if (count <= context) return RS_OK;
     return status_fail(RS_LIMIT, "%zu tokens do not fit the context of %u", count, context);
 }
 
@@ -77,6 +76,7 @@ rs_status rs_session_eval(rs_session *s, const int32_t *tokens, size_t count, rs
     if (s == NULL || tokens == NULL || logits == NULL) return status_fail(RS_BAD_ARGUMENT, "rs_session_eval needs tokens");
     rs_engine *e = s->engine;
     const model_view *m = &e->plan->view;
+    if (count == 0) return status_fail(RS_BAD_ARGUMENT, "a timeline to evaluate has at least one token");
     RS_TRY(check_room(s, count));
     for (size_t i = 0; i < count; i++) {
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= m->h->vocab) {
@@ -104,7 +104,7 @@ rs_status rs_session_eval(rs_session *s, const int32_t *tokens, size_t count, rs
 rs_status rs_session_fill(rs_session *s, size_t count, uint64_t seed) {
     RS_TRY(check_room(s, count));
     RS_TRY(engine_run(s->engine, &(command){.kind = COMMAND_FILL, .length = (uint32_t)count, .seed = seed}));
-    for (size_t i = 0; i < count; i++) s->tokens[i] = 0;
+    memset(s->tokens, 0, count * sizeof *s->tokens);
     s->length = s->longest = (uint32_t)count;
     return RS_OK;
 }

@@ -203,8 +203,8 @@ rs_status rs_session_eval(rs_session *session, const int32_t *tokens, size_t cou
 /* Tokens whose KV is in the cache. */
 size_t rs_session_length(const rs_session *session);
 
-/* Makes the timeline `count` (>= 1) tokens of id 0 with pseudo-random K and V of seed, to measure speed at depth without
- * evaluating a prompt. */
+/* Makes the timeline `count` tokens of id 0 (none for 0) with pseudo-random K and V of seed, to measure speed at depth
+ * without evaluating a prompt. */
 rs_status rs_session_fill(rs_session *session, size_t count, uint64_t seed);
 
 /* ---- 6. Sampling ---------------------------------------------------------------------------------------------- */

@@ -101,7 +101,7 @@ static rs_status read_shape(const gguf *file, const arch *a, hparams *h) {
     RS_TRY(read_per_layer(file, a, "attention.head_count", -1, HEADS_MAX, h->layers, &h->heads));
     RS_TRY(read_per_layer(file, a, "attention.head_count_kv", h->heads, HEADS_MAX, h->layers, &h->kv_heads));
     RS_TRY(read_uint(file, a, "attention.key_length", h->dim / h->heads, 1, HEAD_DIM_MAX, &h->head_dim));
-    uint32_t value_dim;
+    uint32_t value_dim = 0;
     RS_TRY(read_uint(file, a, "attention.value_length", h->head_dim, 1, HEAD_DIM_MAX, &value_dim));
     if (value_dim != h->head_dim) {
         return status_fail(RS_UNSUPPORTED, "key heads of %u and value heads of %u values are not supported", h->head_dim,
