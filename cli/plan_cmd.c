@@ -9,12 +9,12 @@ static bool fits(const rs_plan_info *info) {
 }
 
 static int print_json(const args *a, const rs_model_info *model, const rs_plan *plan, const rs_plan_info *info) {
-    return output_json(json_pack("{so so so s{sI sI sI sI sI} sI si sb}", "model", report_model(a->model, model),
-                                 "options", report_options(&info->options), "ranks", report_ranks(plan), "bytes",
-                                 "weights_file", (json_int_t)info->weights, "program", (json_int_t)info->program,
-                                 "ranks", (json_int_t)info->ranks, "total", (json_int_t)info->total, "limit",
-                                 (json_int_t)info->limit, "context_max", (json_int_t)info->context_max, "page_tokens",
-                                 (int)info->page_tokens, "fits", fits(info)));
+    return output_json(json_pack(
+        "{so so so s{sI sI sI sI sI sI} sI si sb}", "model", report_model(a->model, model), "options",
+        report_options(&info->options), "ranks", report_ranks(plan), "bytes", "weights_file", (json_int_t)info->weights,
+        "program", (json_int_t)info->program, "tables", (json_int_t)info->tables, "ranks", (json_int_t)info->ranks,
+        "total", (json_int_t)info->total, "limit", (json_int_t)info->limit, "context_max",
+        (json_int_t)info->context_max, "page_tokens", (int)info->page_tokens, "fits", fits(info)));
 }
 
 static int print_text(const rs_model_info *model, const rs_plan *plan, const rs_plan_info *info) {
@@ -27,7 +27,8 @@ static int print_text(const rs_model_info *model, const rs_plan *plan, const rs_
     report_plan_table(plan, stdout);
     printf("\nmodel file (shared by all ranks)  %14s\n", output_bytes(info->weights).text);
     printf("KV, activations, wire of all      %14s\n", output_bytes(info->ranks).text);
-    printf("program and tables                %14s\n", output_bytes(info->program).text);
+    printf("page table and token timeline     %14s\n", output_bytes(info->tables).text);
+    printf("program, tokenizer, libraries     %14s\n", output_bytes(info->program).text);
     printf("total                             %14s\n", output_bytes(info->total).text);
     printf("limit                             %14s\n", output_bytes(info->limit).text);
     if (info->context_max > 0) printf("largest context that fits         %7u tokens\n", info->context_max);

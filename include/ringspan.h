@@ -167,6 +167,7 @@ typedef struct rs_plan_info {
     uint64_t weights;   /* bytes of the mapped file, shared by ranks of one process */
     uint64_t program;   /* bytes of code, libraries, tokenizer and tables, as measured in this process */
     uint64_t ranks;     /* bytes of KV, activations and wire buffers of all ranks */
+    uint64_t tables;    /* bytes of the page deal and of the timeline of tokens */
     uint64_t total;     /* the sum: peak resident memory of this process */
     uint64_t limit;     /* bytes allowed */
     uint32_t context_max; /* largest context that fits the limit, 0 when none does */

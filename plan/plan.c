@@ -82,9 +82,9 @@ static rs_status complete_options(rs_plan *p, const rs_model *model, const rs_op
 
 /* ---- Bytes ---- */
 
-/* Bytes that all ranks together need for one session of `context` tokens, SIZE_MAX when they overflow; fills in p->deal
- * (on p->memory) and p->ranks. */
-static rs_status measure(rs_plan *p, uint32_t context, uint64_t *bytes) {
+/* Fills in p->deal (on p->memory), p->ranks, and the bytes of ranks and tables for one session of `context` tokens
+ * (SIZE_MAX when they overflow). */
+static rs_status measure(rs_plan *p, uint32_t context) {
     arena sizes = {0};
     deal_layout(&p->deal, &sizes, p->sharding.ranks, pages_of(context));
     arena_unmap(&p->memory);
@@ -97,7 +97,7 @@ static rs_status measure(rs_plan *p, uint32_t context, uint64_t *bytes) {
     }
     p->view.context = context;
     p->view.chunk = p->options.chunk < context ? p->options.chunk : context;
-    size_t sum = sizes.used;
+    size_t sum = 0;
     for (uint32_t r = 0; r < p->sharding.ranks; r++) {
         arena working = {0}, kv = {0};
         rank_buffers buffers;
@@ -110,7 +110,8 @@ static rs_status measure(rs_plan *p, uint32_t context, uint64_t *bytes) {
         p->ranks[r].pages = cache.slots_full;
         sum = size_add(sum, size_add(working.used, kv.used));
     }
-    *bytes = size_add(sum, size_mul(context, sizeof(int32_t))); /* the timeline itself */
+    p->info.ranks = sum;
+    p->info.tables = size_add(sizes.used, size_mul(context, sizeof(int32_t)));
     return RS_OK;
 }
 
@@ -120,9 +121,8 @@ static rs_status largest_context(rs_plan *p, uint64_t allowed, uint32_t *out) {
     uint32_t fits = 0, too_many = CONTEXT_LIMIT / PAGE_TOKENS + 1;
     while (too_many - fits > 1) {
         uint32_t middle = fits + (too_many - fits) / 2;
-        uint64_t bytes;
-        RS_TRY(measure(p, middle * PAGE_TOKENS, &bytes));
-        if (bytes <= allowed) {
+        RS_TRY(measure(p, middle * PAGE_TOKENS));
+        if (size_add(p->info.ranks, p->info.tables) <= allowed) {
             fits = middle;
         } else {
             too_many = middle;
@@ -160,8 +160,8 @@ static rs_status make(rs_plan *p, const rs_model *model, const rs_options *optio
     info->program = budget_resident(gguf_data(model->file), gguf_file_bytes(model->file));
     uint64_t fixed = info->weights + info->program;
     RS_TRY(largest_context(p, info->limit > fixed ? info->limit - fixed : 0, &info->context_max));
-    RS_TRY(measure(p, o->context, &info->ranks));
-    info->total = size_add(fixed, info->ranks);
+    RS_TRY(measure(p, o->context));
+    info->total = size_add(fixed, size_add(info->ranks, info->tables));
     o->chunk = p->view.chunk;
     info->options = *o;
     describe_shards(p, model);

@@ -295,7 +295,7 @@ def test_plan_fits_or_says_what_does():
     plan = json.loads(done.stdout)
     size = plan["bytes"]
     assert plan["fits"] and len(plan["ranks"]) == 2
-    assert size["total"] == size["weights_file"] + size["program"] + size["ranks"]
+    assert size["total"] == size["weights_file"] + size["program"] + size["tables"] + size["ranks"]
     assert size["ranks"] == sum(r["kv_bytes"] + r["activations_bytes"] + r["wire_bytes"] for r in plan["ranks"])
     tight = call("plan", "-m", MODEL, "--ctx", "1024", "--ranks", "2", "--memory-limit", str(size["total"] - 1))
     assert tight.returncode == 2 and "largest context that fits" in tight.stderr
