@@ -24,8 +24,8 @@
 
 extern const char chat_template_source[]; /* the text of chat_template.py, made by the build */
 
-/* Python and Jinja2 start in 0.1 s; a cold cache on a network disk under load has taken many times that. A prompt of a
- * million tokens renders in well under 1 s. A killed process is gone in milliseconds. */
+/* Python and Jinja2 start in 0.1 s; a cold cache on a network disk under load has taken many times that. A prompt of
+ * two million tokens renders in 2 s. A killed process is gone in milliseconds. */
 static const double START_S = 20, RENDER_S = 5, REAP_S = 2;
 
 struct chat_template {
@@ -145,7 +145,7 @@ static int stop(chat_template *t) {
     int how = -1;
     if (t->helper == 0) return how;
     close(t->fd);
-    kill(t->helper, SIGKILL);
+    kill(-t->helper, SIGKILL); /* Its group: `python3` may be a script that started the interpreter. */
     double deadline = clock_s() + REAP_S;
     pid_t gone;
     while ((gone = waitpid(t->helper, &how, WNOHANG)) == 0 || (gone < 0 && errno == EINTR)) {

@@ -16,7 +16,7 @@
 
 enum {
     CHAT_SOURCE_BYTES_MAX = 1 << 20, /* of a template; the longest published ones have 20 KB */
-    CHAT_TEXT_BYTES_MAX = 16 << 20,  /* of all messages together: about four million tokens */
+    CHAT_TEXT_BYTES_MAX = 8 << 20, /* of all messages together: two million tokens, rendered in half the time allowed */
     CHAT_REPLY_BYTES_MAX = 64 << 20, /* of the rendered text, quoted as JSON */
     CHAT_MEMORY_BYTES = 1 << 30,     /* address space of the helper: the text is held up to four times, wide */
 };

@@ -30,13 +30,14 @@ def send_error(kind, message):
     send({"error": kind, "message": message[:MESSAGE_CHARACTERS]})
 
 
-# glibc would look at /etc/localtime again and again, and take UTC once it cannot: a named zone is read once.
+# glibc looks at /etc/localtime again for some formats, and takes UTC once it cannot: a named zone is read once.
 os.environ.setdefault("TZ", ":/etc/localtime")
 
 try:
     import ctypes
     import datetime
-    import encodings.unicode_escape  # noqa: F401  This and the three below are what Jinja2 imports when first needed.
+    import encodings.unicode_escape  # noqa: F401  This and the unused below are what Jinja2 imports when first needed.
+    import html  # noqa: F401
     import pprint  # noqa: F401
     import resource
     import signal
