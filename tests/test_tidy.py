@@ -1,5 +1,6 @@
 """tools/tidy.py: every rule fires on a tree that breaks it, and on no other line; a clean tree passes."""
 
+import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -7,6 +8,9 @@ import sys
 import pytest
 
 TIDY = pathlib.Path(__file__).resolve().parent.parent / "tools" / "tidy.py"
+spec = importlib.util.spec_from_file_location("tidy", TIDY)
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
 UNDONE = "TO" "DO"
 
 CLEAN = {
@@ -32,11 +36,7 @@ def tidy(tmp_path, changes=None):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text.encode())
-    done = subprocess.run([sys.executable, TIDY, tmp_path], capture_output=True, text=True, timeout=60)
-    lines = done.stdout.splitlines()
-    assert lines, done.stderr
-    assert (done.returncode == 0) == (len(lines) == 1)
-    return lines[:-1]
+    return [f"{name}:{line}: {message}" for name, line, message in sorted(set(module.check_tree(tmp_path)))]
 
 
 def c(body, name="extra.c"):
@@ -57,6 +57,14 @@ def public(declarations):
 
 def test_clean_tree_passes(tmp_path):
     assert tidy(tmp_path) == []
+
+
+@pytest.mark.parametrize("text, status", [("int x;\n", 0), ("int x; \n", 1)], ids=["clean", "broken"])
+def test_exit_status_is_the_verdict(tmp_path, text, status):
+    (tmp_path / "extra.c").write_text("/* extra.c: extra. */\n" + text)
+    done = subprocess.run([sys.executable, TIDY, tmp_path], capture_output=True, text=True, timeout=60)
+    assert done.returncode == status
+    assert ("extra.c:2: blanks at the end of the line" in done.stdout) == (status == 1)
 
 
 BROKEN = [
