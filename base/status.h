@@ -7,7 +7,8 @@
 
 enum { STATUS_TEXT_MAX = 512 };
 
-/* Stores one sentence (cause, numbers, way out; no trailing newline) as this thread's latest error and returns status. */
+/* Stores one sentence (cause, numbers, way out; no trailing newline) as this thread's latest error and returns status.
+ */
 rs_status status_fail(rs_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Forwards a failure when `call` is not RS_OK. */

@@ -62,6 +62,6 @@ int input_read(const args *a, char **text, size_t *bytes) {
     size_t extra = a->prompt != NULL ? strlen(gap) + strlen(a->prompt) : 0;
     int code = read_file(a->file != NULL ? a->file : "-", extra, text, bytes);
     if (code != 0 || a->prompt == NULL) return code;
-    *bytes += (size_t)sprintf(*text + *bytes, "%s%s", gap, a->prompt);
+    *bytes += (size_t)snprintf(*text + *bytes, extra + 1, "%s%s", gap, a->prompt);
     return 0;
 }

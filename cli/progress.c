@@ -36,10 +36,10 @@ static void write_line(char *out, size_t width, const char *label, size_t done, 
     }
     size_t bar = width - taken < BAR_MAX ? width - taken : BAR_MAX;
     size_t full = (size_t)(share * (double)bar);
-    char *place = out + sprintf(out, "%s [", label);
+    char *place = out + snprintf(out, width + 1, "%s [", label);
     memset(place, '#', full);
     memset(place + full, '.', bar - full);
-    sprintf(place + bar, "]%s", tail);
+    snprintf(place + bar, width + 1 - (size_t)(place + bar - out), "]%s", tail);
 }
 
 static void draw(progress *p, size_t done, size_t total) {

@@ -1,8 +1,8 @@
 /* comm.h: bytes between ranks. One operation, a pairwise-synchronised exchange, from which gather, reduce and hop are
  * made; a new network is one more file that fills in `exchange`.
  *
- * All ranks that have bytes for each other in an exchange must call it, in the same order. A rank exchanges nothing, and
- * waits for nobody, where both its sizes are 0. */
+ * All ranks that have bytes for each other in an exchange must call it, in the same order. A rank exchanges nothing,
+ * and waits for nobody, where both its sizes are 0. */
 #ifndef RS_COMM_COMM_H
 #define RS_COMM_COMM_H
 
@@ -19,21 +19,21 @@ typedef struct comm comm;
 struct comm {
     uint32_t rank, ranks;
 
-    /* Sends out[p] to rank p and receives in[p] from it, for every p; out[rank] and in[rank] are ignored. Both arrays are
-     * [ranks]. When it returns, what was sent may be overwritten and what was received is complete.
-     * RS_PEER_LATE after the deadline, RS_PEER_LOST when a peer aborted, RS_BAD_FORMAT when sizes disagree. */
+    /* Sends out[p] to rank p and receives in[p] from it, for every p; out[rank] and in[rank] are ignored. Both arrays
+     * are [ranks]. When it returns, what was sent may be overwritten and what was received is complete. RS_PEER_LATE
+     * after the deadline, RS_PEER_LOST when a peer aborted, RS_BAD_FORMAT when sizes disagree. */
     rs_status (*exchange)(comm *c, const comm_part *out, const comm_part *in);
 
     /* Makes every present and later exchange of the group fail with RS_PEER_LOST. Any thread. */
     void (*abort)(comm *c);
 };
 
-/* All-gather: everyone's `mine` [mine_bytes] lands in parts[p] of everyone; parts[rank] is not touched. Sizes may differ
- * by rank and be 0. */
+/* All-gather: everyone's `mine` [mine_bytes] lands in parts[p] of everyone; parts[rank] is not touched. Sizes may
+ * differ by rank and be 0. */
 rs_status comm_gather(comm *c, const void *mine, size_t mine_bytes, const comm_part *parts);
 
-/* Sum over ranks of x [n], in rank order, so that every rank gets the same bits. One latency: everyone sends to everyone
- * and adds up itself. `buffer` holds ranks * n floats. */
+/* Sum over ranks of x [n], in rank order, so that every rank gets the same bits. One latency: everyone sends to
+ * everyone and adds up itself. `buffer` holds ranks * n floats. */
 rs_status comm_reduce(comm *c, float *x, size_t n, float *buffer);
 
 /* One message from rank `from` to rank `to`; other ranks return at once. */

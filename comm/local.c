@@ -1,5 +1,5 @@
-/* local.c: ranks as threads of one process. A sender posts a pointer, the receiver copies and acknowledges. Waits sleep:
- * ranks may outnumber cores, and polling would take the core from the peer that is waited for. */
+/* local.c: ranks as threads of one process. A sender posts a pointer, the receiver copies and acknowledges. Waits
+ * sleep: ranks may outnumber cores, and polling would take the core from the peer that is waited for. */
 #include "comm/local.h"
 
 #include <assert.h>
@@ -52,8 +52,8 @@ static rs_status receive(member *m, uint32_t peer, comm_part part, const struct 
     mailbox *b = box(g, peer, m->comm.rank);
     RS_TRY(wait_box(m, b, true, peer, until));
     if (b->bytes != part.bytes) {
-        return status_fail(RS_BAD_FORMAT, "rank %u expected %zu bytes from rank %u and got %zu", m->comm.rank, part.bytes,
-                           peer, b->bytes);
+        return status_fail(RS_BAD_FORMAT, "rank %u expected %zu bytes from rank %u and got %zu", m->comm.rank,
+                           part.bytes, peer, b->bytes);
     }
     pthread_mutex_unlock(&g->lock);
     memcpy(part.data, b->data, b->bytes);

@@ -8,10 +8,10 @@
 #include <string.h>
 
 enum {
-    ATTEND_ROWS = 96,       /* query rows (tokens x group) that share one expanded page: q and out stay in L2 */
-    SPLIT_TOKENS = 4,       /* with so few tokens, attention is split over the pages too */
-    SPLIT_PARTS = 64,       /* into at most this many parts */
-    SPLIT_PAGES = 8,        /* of at least this many pages */
+    ATTEND_ROWS = 96, /* query rows (tokens x group) that share one expanded page: q and out stay in L2 */
+    SPLIT_TOKENS = 4, /* with so few tokens, attention is split over the pages too */
+    SPLIT_PARTS = 64, /* into at most this many parts */
+    SPLIT_PAGES = 8,  /* of at least this many pages */
     ELEMENTS_PER_ITEM = 16384,
 };
 
@@ -155,8 +155,15 @@ static void rope_row(const rows_job *j, size_t row) {
 
 static void rope(device *d, float *x, const float *cos, const float *sin, size_t rows, size_t heads, size_t head_dim,
                  size_t n_rot, rope_pairs pairs) {
-    rows_job j = {.one = rope_row, .rows = rows, .n = heads * head_dim, .x = x, .cos = cos, .sin = sin,
-                  .head_dim = head_dim, .n_rot = n_rot, .pairs = pairs};
+    rows_job j = {.one = rope_row,
+                  .rows = rows,
+                  .n = heads * head_dim,
+                  .x = x,
+                  .cos = cos,
+                  .sin = sin,
+                  .head_dim = head_dim,
+                  .n_rot = n_rot,
+                  .pairs = pairs};
     run_rows(d, &j);
 }
 
@@ -185,9 +192,15 @@ static void element_item(void *job, size_t item, size_t thread) {
     const element_job *j = job;
     size_t begin = item * ELEMENTS_PER_ITEM, n = min_size(ELEMENTS_PER_ITEM, j->n - begin);
     switch (j->what) {
-    case GATE: j->c->k->gate(j->act, j->y + begin, j->x + begin, n); break;
-    case ADD: j->c->k->add(j->y + begin, j->x + begin, n); break;
-    case SCALE: j->c->k->scale(j->y + begin, j->s, n); break;
+    case GATE:
+        j->c->k->gate(j->act, j->y + begin, j->x + begin, n);
+        break;
+    case ADD:
+        j->c->k->add(j->y + begin, j->x + begin, n);
+        break;
+    case SCALE:
+        j->c->k->scale(j->y + begin, j->s, n);
+        break;
     }
 }
 
@@ -238,10 +251,10 @@ static void append(device *d, const append_args *a) {
 typedef struct attend_job {
     const cpu *c;
     const attend_args *a;
-    size_t group;       /* query heads per kv head */
-    size_t block;       /* tokens per item */
-    size_t blocks;      /* of tokens */
-    size_t parts;       /* of the page list; with more than one, each has a state of its own in `states` */
+    size_t group;  /* query heads per kv head */
+    size_t block;  /* tokens per item */
+    size_t blocks; /* of tokens */
+    size_t parts;  /* of the page list; with more than one, each has a state of its own in `states` */
     size_t part_pages;
     attend_state *states; /* [parts] */
 } attend_job;
@@ -307,9 +320,20 @@ static void attend_item(void *job, size_t item, size_t thread) {
     }
     size_t k_bytes = kv_plane_bytes(a->kv.k, a->head_dim), v_bytes = kv_plane_bytes(a->kv.v, a->head_dim);
     attend_page_args args = {
-        .q = r.q, .rows = r.rows, .q_stride = a->head_dim, .head_dim = a->head_dim, .position = r.position,
-        .k_format = a->kv.k, .v_format = a->kv.v, .window = a->window, .max = r.max, .sum = r.sum, .out = r.out,
-        .state_stride = 1, .out_stride = a->head_dim, .scratch = r.kernel,
+        .q = r.q,
+        .rows = r.rows,
+        .q_stride = a->head_dim,
+        .head_dim = a->head_dim,
+        .position = r.position,
+        .k_format = a->kv.k,
+        .v_format = a->kv.v,
+        .window = a->window,
+        .max = r.max,
+        .sum = r.sum,
+        .out = r.out,
+        .state_stride = 1,
+        .out_stride = a->head_dim,
+        .scratch = r.kernel,
     };
     size_t end = min_size((part + 1) * j->part_pages, a->n_pages);
     for (size_t p = part * j->part_pages; p < end; p++) {
@@ -352,8 +376,13 @@ static void attend(device *d, const attend_args *a) {
     if (a->rows == 0 || a->heads == 0 || a->n_pages == 0) return;
     attend_state whole = a->state, states[SPLIT_PARTS];
     size_t group = a->heads / a->kv_heads;
-    attend_job j = {.c = c, .a = a, .group = group, .block = block_tokens(group), .parts = 1,
-                    .part_pages = a->n_pages, .states = &whole};
+    attend_job j = {.c = c,
+                    .a = a,
+                    .group = group,
+                    .block = block_tokens(group),
+                    .parts = 1,
+                    .part_pages = a->n_pages,
+                    .states = &whole};
     j.blocks = (a->rows + j.block - 1) / j.block;
     if (a->rows <= SPLIT_TOKENS) split_pages(&j, states);
     pool_run(c->pool, attend_item, &j, a->kv_heads * j.blocks * j.parts);
@@ -375,8 +404,8 @@ static void attend_finish(device *d, attend_state state, float *lse, size_t rows
     }
 }
 
-static void merge(device *d, float *o, float *lse, const float *other_o, const float *other_lse, size_t rows, size_t heads,
-                  size_t head_dim) {
+static void merge(device *d, float *o, float *lse, const float *other_o, const float *other_lse, size_t rows,
+                  size_t heads, size_t head_dim) {
     const cpu *c = (cpu *)d;
     for (size_t i = 0; i < rows * heads; i++) {
         /* A closed part is an open one whose sum is 1. */

@@ -1,8 +1,8 @@
-/* device.h: the operations that a forward pass is made of, on some memory. The layer code calls them through this table;
- * a new device is one more file that fills it in.
+/* device.h: the operations that a forward pass is made of, on some memory. The layer code calls them through this
+ * table; a new device is one more file that fills it in.
  *
- * Operations run in the order they are called and are complete when they return. Arrays are row-major, slowest dimension
- * first, and belong to the caller. One thread at a time uses a device. */
+ * Operations run in the order they are called and are complete when they return. Arrays are row-major, slowest
+ * dimension first, and belong to the caller. One thread at a time uses a device. */
 #ifndef RS_DEVICE_DEVICE_H
 #define RS_DEVICE_DEVICE_H
 
@@ -11,8 +11,8 @@
 
 /* The largest operands a device will meet, from which it sizes its own buffers. */
 typedef struct device_limits {
-    size_t rows;     /* tokens at once */
-    size_t cols;     /* of any weight matrix */
+    size_t rows; /* tokens at once */
+    size_t cols; /* of any weight matrix */
     size_t heads, kv_heads, head_dim;
 } device_limits;
 
@@ -36,7 +36,7 @@ typedef struct attend_args {
     const float *q;          /* [rows, heads, head_dim], scaled, rotated where K is */
     const int32_t *position; /* [rows] */
     size_t rows, heads, kv_heads, head_dim;
-    int32_t window;          /* 0: none */
+    int32_t window; /* 0: none */
     kv_type kv;
     const page_ref *pages; /* [n_pages]; order sets the order of summation only */
     size_t n_pages;
@@ -79,12 +79,13 @@ typedef struct device_ops {
 
     void (*attend)(device *d, const attend_args *args);
 
-    /* Closes the softmax: out /= sum, lse = max + ln sum (-INFINITY and out 0 for an empty state); all [rows, heads...]. */
+    /* Closes the softmax: out /= sum, lse = max + ln sum (-INFINITY and out 0 for an empty state); all [rows,
+     * heads...]. */
     void (*attend_finish)(device *d, attend_state state, float *lse, size_t rows, size_t heads, size_t head_dim);
 
     /* Joins another closed part (o, lse) into this one, exactly: both [rows, heads, head_dim] and [rows, heads]. */
-    void (*merge)(device *d, float *o, float *lse, const float *other_o, const float *other_lse, size_t rows, size_t heads,
-                  size_t head_dim);
+    void (*merge)(device *d, float *o, float *lse, const float *other_o, const float *other_lse, size_t rows,
+                  size_t heads, size_t head_dim);
 } device_ops;
 
 struct device {

@@ -11,10 +11,12 @@ static const double RANK_DEADLINE_S = 3600.0;
 
 static rs_status obey(rank *r, const command *c) {
     switch (c->kind) {
-    case COMMAND_STEP: return forward_step(&r->forward, &c->step);
+    case COMMAND_STEP:
+        return forward_step(&r->forward, &c->step);
     case COMMAND_FILL:
         return kv_fill(r->forward.kv, r->device, c->length, r->forward.own->kv_held.begin, c->seed);
-    case COMMAND_QUIT: break;
+    case COMMAND_QUIT:
+        break;
     }
     return RS_OK;
 }
@@ -81,8 +83,12 @@ static rs_status start_rank(rs_engine *e, uint32_t index) {
     RS_TRY(arena_map(&r->memory, sizes.used));
     rank_layout(&buffers, &r->memory, p, index);
     RS_TRY(cpu_open(p->kernels, &buffers.cpu, &r->device));
-    r->forward = (forward){.m = &p->view, .rank = index, .own = &p->sharding.of[index], .d = r->device,
-                           .c = local_group_comm(e->group, index), .b = buffers.forward};
+    r->forward = (forward){.m = &p->view,
+                           .rank = index,
+                           .own = &p->sharding.of[index],
+                           .d = r->device,
+                           .c = local_group_comm(e->group, index),
+                           .b = buffers.forward};
     if (pthread_create(&r->thread, NULL, rank_main, r) != 0) {
         return status_fail(RS_NO_MEMORY, "cannot start the thread of rank %u", index);
     }
@@ -93,12 +99,14 @@ static rs_status start_rank(rs_engine *e, uint32_t index) {
 static rs_status refuse(const rs_plan_info *info) {
     const double mib = 1024.0 * 1024.0;
     if (info->context_max == 0) {
-        return status_fail(RS_LIMIT, "the model needs %.1f MiB with any context and %.1f MiB are allowed; no context fits",
+        return status_fail(RS_LIMIT,
+                           "the model needs %.1f MiB with any context and %.1f MiB are allowed; no context fits",
                            (double)(info->weights + info->program) / mib, (double)info->limit / mib);
     }
-    return status_fail(RS_LIMIT, "a context of %u tokens needs %.1f MiB and %.1f MiB are allowed; the largest context that "
-                       "fits is %u tokens", info->options.context, (double)info->total / mib, (double)info->limit / mib,
-                       info->context_max);
+    return status_fail(RS_LIMIT,
+                       "a context of %u tokens needs %.1f MiB and %.1f MiB are allowed; the largest context that "
+                       "fits is %u tokens",
+                       info->options.context, (double)info->total / mib, (double)info->limit / mib, info->context_max);
 }
 
 static rs_status open_ranks(rs_engine *e, const rs_options *options) {
@@ -110,7 +118,8 @@ static rs_status open_ranks(rs_engine *e, const rs_options *options) {
 }
 
 rs_status rs_engine_open(const rs_model *model, const rs_options *options, rs_engine **out) {
-    if (model == NULL || options == NULL || out == NULL) return status_fail(RS_BAD_ARGUMENT, "rs_engine_open needs a model");
+    if (model == NULL || options == NULL || out == NULL)
+        return status_fail(RS_BAD_ARGUMENT, "rs_engine_open needs a model");
     rs_engine *e = calloc(1, sizeof *e);
     if (e == NULL) return status_fail(RS_NO_MEMORY, "no memory for an engine");
     e->model = model;

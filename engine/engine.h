@@ -12,9 +12,9 @@ typedef enum command_kind { COMMAND_STEP, COMMAND_FILL, COMMAND_QUIT } command_k
 
 typedef struct command {
     command_kind kind;
-    step step;         /* STEP */
-    uint32_t length;   /* FILL */
-    uint64_t seed;     /* FILL */
+    step step;       /* STEP */
+    uint32_t length; /* FILL */
+    uint64_t seed;   /* FILL */
 } command;
 
 typedef struct rank {
@@ -22,10 +22,10 @@ typedef struct rank {
     uint32_t index;
     pthread_t thread;
     bool started;
-    arena memory;      /* working buffers */
+    arena memory; /* working buffers */
     device *device;
     forward forward;
-    rs_status status;  /* of the latest command */
+    rs_status status; /* of the latest command */
     char error[STATUS_TEXT_MAX];
 } rank;
 

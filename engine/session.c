@@ -6,8 +6,8 @@
 
 struct rs_session {
     rs_engine *engine;
-    int32_t *tokens; /* [context] the timeline */
-    uint32_t length; /* tokens in the cache */
+    int32_t *tokens;  /* [context] the timeline */
+    uint32_t length;  /* tokens in the cache */
     uint32_t longest; /* the most since the pages were last written from the start */
     arena memory[RS_RANKS_MAX];
     kv_cache caches[RS_RANKS_MAX];
@@ -28,7 +28,8 @@ static rs_status reserve(rs_session *s) {
 
 rs_status rs_session_open(rs_engine *e, rs_session **out) {
     if (e == NULL || out == NULL) return status_fail(RS_BAD_ARGUMENT, "rs_session_open needs an engine");
-    if (e->session != NULL) return status_fail(RS_LIMIT, "the engine's memory is planned for one session, and one is open");
+    if (e->session != NULL)
+        return status_fail(RS_LIMIT, "the engine's memory is planned for one session, and one is open");
     rs_session *s = calloc(1, sizeof *s);
     if (s == NULL) return status_fail(RS_NO_MEMORY, "no memory for a session");
     s->engine = e;
@@ -61,7 +62,8 @@ static rs_status check_room(const rs_session *s, size_t count) {
     return status_fail(RS_LIMIT, "%zu tokens do not fit the context of %u", count, context);
 }
 
-/* Rewinds to what the timeline and the new tokens have in common. The last token is always evaluated, for its logits. */
+/* Rewinds to what the timeline and the new tokens have in common. The last token is always evaluated, for its logits.
+ */
 static void rewind_to_common(rs_session *s, const int32_t *tokens, size_t count) {
     const rs_plan *p = s->engine->plan;
     uint32_t common = 0;
@@ -73,14 +75,16 @@ static void rewind_to_common(rs_session *s, const int32_t *tokens, size_t count)
 
 rs_status rs_session_eval(rs_session *s, const int32_t *tokens, size_t count, rs_progress progress, void *user,
                           const float **logits) {
-    if (s == NULL || tokens == NULL || logits == NULL) return status_fail(RS_BAD_ARGUMENT, "rs_session_eval needs tokens");
+    if (s == NULL || tokens == NULL || logits == NULL)
+        return status_fail(RS_BAD_ARGUMENT, "rs_session_eval needs tokens");
     rs_engine *e = s->engine;
     const model_view *m = &e->plan->view;
     if (count == 0) return status_fail(RS_BAD_ARGUMENT, "a timeline to evaluate has at least one token");
     RS_TRY(check_room(s, count));
     for (size_t i = 0; i < count; i++) {
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= m->h->vocab) {
-            return status_fail(RS_BAD_ARGUMENT, "token %d at %zu is not in the vocabulary of %u", tokens[i], i, m->h->vocab);
+            return status_fail(RS_BAD_ARGUMENT, "token %d at %zu is not in the vocabulary of %u", tokens[i], i,
+                               m->h->vocab);
         }
     }
     rewind_to_common(s, tokens, count);

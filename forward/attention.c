@@ -14,15 +14,23 @@ static void attend(forward *f, uint32_t layer, size_t heads, size_t n_pages) {
     const hparams *h = f->m->h;
     forward_buffers *b = &f->b;
     attend_args args = {
-        .q = b->q, .position = b->position, .rows = f->rows, .heads = heads, .kv_heads = f->kv->kv_heads,
-        .head_dim = h->head_dim, .window = hparams_slides(h, layer) ? (int32_t)h->window : 0, .kv = f->m->kv,
-        .pages = b->list, .n_pages = n_pages, .state = {b->max, b->sum, b->o},
+        .q = b->q,
+        .position = b->position,
+        .rows = f->rows,
+        .heads = heads,
+        .kv_heads = f->kv->kv_heads,
+        .head_dim = h->head_dim,
+        .window = hparams_slides(h, layer) ? (int32_t)h->window : 0,
+        .kv = f->m->kv,
+        .pages = b->list,
+        .n_pages = n_pages,
+        .state = {b->max, b->sum, b->o},
     };
     f->d->ops->attend(f->d, &args);
 }
 
-/* Rows are here, pages come: every rank sends its pages of this layer to all others, PORTION_PAGES at a time, and attends
- * to each portion when it is complete. */
+/* Rows are here, pages come: every rank sends its pages of this layer to all others, PORTION_PAGES at a time, and
+ * attends to each portion when it is complete. */
 static rs_status attend_travelling(forward *f, const step *s, uint32_t layer) {
     const kv_cache *kv = f->kv;
     forward_buffers *b = &f->b;
@@ -71,8 +79,8 @@ static void pack(const forward *f, range part, float *to) {
     }
 }
 
-/* Every rank sends each other rank the partial results of the heads that one brings into the output projection, and merges
- * what it gets for its own, in rank order so that all ranks that merge the same heads get the same bits. */
+/* Every rank sends each other rank the partial results of the heads that one brings into the output projection, and
+ * merges what it gets for its own, in rank order so that all ranks that merge the same heads get the same bits. */
 static rs_status merge_ranks(forward *f, float **o) {
     const hparams *h = f->m->h;
     const sharding *cut = f->m->s;

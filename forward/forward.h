@@ -1,9 +1,9 @@
 /* forward.h: tokens to logits on one rank, in step with the other ranks.
  *
- * A step evaluates consecutive tokens in one of two ways. Tokens travel (decode, and short prompts): every rank carries all
- * rows and its slices of the weights; partial attentions and partial sums are exchanged. Weights stay and rows are spread
- * (prefill of a context-parallel group): every rank carries the rows of its own pages and all weights, and each layer's
- * pages travel to the rows, in bounded portions and in their quantised form. */
+ * A step evaluates consecutive tokens in one of two ways. Tokens travel (decode, and short prompts): every rank carries
+ * all rows and its slices of the weights; partial attentions and partial sums are exchanged. Weights stay and rows are
+ * spread (prefill of a context-parallel group): every rank carries the rows of its own pages and all weights, and each
+ * layer's pages travel to the rows, in bounded portions and in their quantised form. */
 #ifndef RS_FORWARD_FORWARD_H
 #define RS_FORWARD_FORWARD_H
 
@@ -11,8 +11,8 @@
 #include "kv/cache.h"
 
 enum {
-    TRAVEL_ROWS = 16,    /* a context-parallel group evaluates up to so many tokens with all rows on every rank */
-    PORTION_PAGES = 16,  /* pages of each rank that travel at once */
+    TRAVEL_ROWS = 16,   /* a context-parallel group evaluates up to so many tokens with all rows on every rank */
+    PORTION_PAGES = 16, /* pages of each rank that travel at once */
 };
 
 /* What all ranks of an engine share; read-only while they run. */
@@ -27,20 +27,20 @@ typedef struct model_view {
 
 /* Working memory of one rank. Activations are [rows, ...] of float. */
 typedef struct forward_buffers {
-    size_t rows; /* the most of one step */
-    float *x, *h, *y;            /* [rows, dim] */
-    float *q, *o;                /* [rows, heads, head_dim] */
-    float *k, *v;                /* [rows, kv_heads, head_dim] */
-    float *max, *sum, *lse;      /* [rows, heads] */
-    float *gate, *up;            /* [rows, ffn_dim] */
-    float *cosine[2], *sine[2];  /* [rows, rope_dims / 2] of global and local layers */
-    int32_t *position, *token;   /* [rows] */
-    uint8_t **page;              /* [rows] */
-    page_ref *list;              /* [list_max] */
+    size_t rows;                /* the most of one step */
+    float *x, *h, *y;           /* [rows, dim] */
+    float *q, *o;               /* [rows, heads, head_dim] */
+    float *k, *v;               /* [rows, kv_heads, head_dim] */
+    float *max, *sum, *lse;     /* [rows, heads] */
+    float *gate, *up;           /* [rows, ffn_dim] */
+    float *cosine[2], *sine[2]; /* [rows, rope_dims / 2] of global and local layers */
+    int32_t *position, *token;  /* [rows] */
+    uint8_t **page;             /* [rows] */
+    page_ref *list;             /* [list_max] */
     size_t list_max;
-    float *logits;               /* [vocab] */
-    float *send, *receive;       /* exchange between ranks: floats of activations, or bytes of pages */
-    size_t wire_bytes;           /* of send and receive together */
+    float *logits;         /* [vocab] */
+    float *send, *receive; /* exchange between ranks: floats of activations, or bytes of pages */
+    size_t wire_bytes;     /* of send and receive together */
 } forward_buffers;
 
 /* Takes a rank's buffers from the arena. */

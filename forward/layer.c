@@ -82,8 +82,9 @@ static void append(forward *f, uint32_t layer) {
         uint32_t page = (uint32_t)b->position[r] / PAGE_TOKENS;
         b->page[r] = f->kv->deal->owner[page] == f->kv->rank ? kv_page(f->kv, layer, page) : NULL;
     }
-    append_args args = {b->page, b->position, b->k, b->v, f->rows, (size_t)f->kv->kv_heads * f->m->h->head_dim,
-                        f->kv->kv_heads, f->m->h->head_dim, f->m->kv};
+    append_args args = {
+        b->page,         b->position,       b->k,    b->v, f->rows, (size_t)f->kv->kv_heads * f->m->h->head_dim,
+        f->kv->kv_heads, f->m->h->head_dim, f->m->kv};
     f->d->ops->append(f->d, &args);
 }
 

@@ -14,16 +14,16 @@ typedef struct candidate {
 
 struct rs_sampler {
     rs_sampling sampling;
-    uint64_t state;        /* of the generator */
+    uint64_t state; /* of the generator */
     uint32_t vocab;
-    candidate *heap;       /* [vocab] max-heap by logit, then by lower token */
-    candidate *kept;       /* [vocab] in falling order */
-    uint32_t *seen;        /* [vocab] times among the last tokens; all 0 between calls */
+    candidate *heap; /* [vocab] max-heap by logit, then by lower token */
+    candidate *kept; /* [vocab] in falling order */
+    uint32_t *seen;  /* [vocab] times among the last tokens; all 0 between calls */
 };
 
 void rs_sampling_init(rs_sampling *s) {
-    *s = (rs_sampling){.temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f, .repeat_penalty = 1.0f,
-                       .penalty_last = 64};
+    *s = (rs_sampling){
+        .temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f, .repeat_penalty = 1.0f, .penalty_last = 64};
 }
 
 static rs_status check(const rs_sampling *s) {
@@ -187,7 +187,8 @@ rs_status rs_sampler_pick(rs_sampler *s, const float *logits, const int32_t *tok
         if (logits[i] > max) max = logits[i];
     }
     double norm = log_total(logits, s->vocab, max);
-    if (!isfinite(norm)) return status_fail(RS_DEVICE, "the logits are not finite numbers; the model file may be damaged");
+    if (!isfinite(norm))
+        return status_fail(RS_DEVICE, "the logits are not finite numbers; the model file may be damaged");
     size_t n = s->vocab;
     if (top != NULL && n_top > 0) {
         build_heap(s->heap, n);

@@ -73,9 +73,9 @@ const char *rs_last_error(void);
 /* ---- 2. Model ------------------------------------------------------------------------------------------------ */
 
 typedef struct rs_model_info {
-    const char *architecture; /* "llama", "qwen2", "qwen3", "gemma3" */
-    const char *name;         /* general.name, or "" */
-    const char *weights;      /* the most common weight format, such as "Q4_K" */
+    const char *architecture;  /* "llama", "qwen2", "qwen3", "gemma3" */
+    const char *name;          /* general.name, or "" */
+    const char *weights;       /* the most common weight format, such as "Q4_K" */
     const char *chat_template; /* Jinja2 source, or NULL */
     uint64_t parameters, file_bytes;
     uint32_t layers, dim, heads, kv_heads, head_dim, ffn_dim, vocab;
@@ -115,8 +115,8 @@ typedef struct rs_text {
  * character. Zero-initialise `stream` first. With token -1 flushes what is held (as U+FFFD when it is no character).
  * Control tokens give no text unless `special`. RS_LIMIT when `capacity` (256 always suffices for real vocabularies)
  * is too small; nothing is then consumed. */
-rs_status rs_detokenize(const rs_model *model, rs_text *stream, int32_t token, bool special, char *out,
-                        size_t capacity, size_t *bytes);
+rs_status rs_detokenize(const rs_model *model, rs_text *stream, int32_t token, bool special, char *out, size_t capacity,
+                        size_t *bytes);
 
 /* True for EOS and the model's other end-of-turn tokens. */
 bool rs_token_ends(const rs_model *model, int32_t token);
@@ -135,15 +135,15 @@ void rs_free(void *memory);
 /* ---- 4. Plan: who holds what, in bytes ------------------------------------------------------------------------ */
 
 typedef struct rs_options {
-    uint32_t context;                 /* tokens a session may hold; 0: what the model was trained for */
-    uint32_t ranks;                   /* 1 to RS_RANKS_MAX */
-    double shares[RS_RANKS_MAX];      /* relative share of each rank; all 0: equal */
+    uint32_t context;            /* tokens a session may hold; 0: what the model was trained for */
+    uint32_t ranks;              /* 1 to RS_RANKS_MAX */
+    double shares[RS_RANKS_MAX]; /* relative share of each rank; all 0: equal */
     rs_split split;
     rs_kv_format kv_k, kv_v;
-    uint32_t chunk;                   /* prompt tokens evaluated at once; 0: 512 */
-    uint32_t threads;                 /* of all ranks together; 0: the cores this process may use */
-    uint64_t memory_limit;            /* bytes, 0: what the machine (or its cgroup) has free */
-    const char *kernels;              /* "ref", "portable", "avx2"; NULL: the best this CPU runs */
+    uint32_t chunk;        /* prompt tokens evaluated at once; 0: 512 */
+    uint32_t threads;      /* of all ranks together; 0: the cores this process may use */
+    uint64_t memory_limit; /* bytes, 0: what the machine (or its cgroup) has free */
+    const char *kernels;   /* "ref", "portable", "avx2"; NULL: the best this CPU runs */
 } rs_options;
 
 /* Defaults: one rank, auto split, f16 KV. */
@@ -164,12 +164,12 @@ typedef struct rs_plan_rank {
 typedef struct rs_plan_info {
     rs_options options; /* with every default filled in */
     uint32_t page_tokens;
-    uint64_t weights;   /* bytes of the mapped file, shared by ranks of one process */
-    uint64_t program;   /* bytes of code, libraries, tokenizer and tables, as measured in this process */
-    uint64_t ranks;     /* bytes of KV, activations and wire buffers of all ranks */
-    uint64_t tables;    /* bytes of the page deal and of the timeline of tokens */
-    uint64_t total;     /* the sum: peak resident memory of this process */
-    uint64_t limit;     /* bytes allowed */
+    uint64_t weights;     /* bytes of the mapped file, shared by ranks of one process */
+    uint64_t program;     /* bytes of code, libraries, tokenizer and tables, as measured in this process */
+    uint64_t ranks;       /* bytes of KV, activations and wire buffers of all ranks */
+    uint64_t tables;      /* bytes of the page deal and of the timeline of tokens */
+    uint64_t total;       /* the sum: peak resident memory of this process */
+    uint64_t limit;       /* bytes allowed */
     uint32_t context_max; /* largest context that fits the limit, 0 when none does */
 } rs_plan_info;
 
@@ -211,12 +211,12 @@ rs_status rs_session_fill(rs_session *session, size_t count, uint64_t seed);
 /* ---- 6. Sampling ---------------------------------------------------------------------------------------------- */
 
 typedef struct rs_sampling {
-    float temperature;        /* 0: greedy */
-    uint32_t top_k;           /* 0: off */
-    float top_p, min_p;       /* 1 and 0: off */
-    float repeat_penalty;     /* 1: off */
+    float temperature;                         /* 0: greedy */
+    uint32_t top_k;                            /* 0: off */
+    float top_p, min_p;                        /* 1 and 0: off */
+    float repeat_penalty;                      /* 1: off */
     float presence_penalty, frequency_penalty; /* 0: off */
-    uint32_t penalty_last;    /* how many last tokens the penalties look at */
+    uint32_t penalty_last;                     /* how many last tokens the penalties look at */
     uint64_t seed;
 } rs_sampling;
 

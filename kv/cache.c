@@ -17,7 +17,8 @@ static uint32_t window_slots(const hparams *h, const deal *d, uint32_t rank, uin
 
 void kv_layout(kv_cache *c, arena *a, const hparams *h, const deal *d, uint32_t rank, const shard *own, kv_type kv,
                uint32_t chunk) {
-    *c = (kv_cache){.h = h, .deal = d, .rank = rank, .layers = own->layers, .kv_heads = range_count(own->kv_held), .kv = kv};
+    *c = (kv_cache){
+        .h = h, .deal = d, .rank = rank, .layers = own->layers, .kv_heads = range_count(own->kv_held), .kv = kv};
     c->page_bytes = page_bytes(kv, c->kv_heads, h->head_dim);
     c->slots_full = deal_count(d, rank, d->pages);
     c->slots_window = h->window > 0 ? window_slots(h, d, rank, chunk) : 0;
@@ -67,8 +68,8 @@ uint32_t kv_keep(const hparams *h, const deal *d, uint32_t chunk, uint32_t posit
 }
 
 /* Random rows [PAGE_TOKENS, kv_heads, head_dim] of one page; `what` tells K from V. */
-static void random_rows(float *rows, const kv_cache *c, uint32_t layer, uint32_t page, uint32_t kv_head_first, unsigned what,
-                        uint64_t seed) {
+static void random_rows(float *rows, const kv_cache *c, uint32_t layer, uint32_t page, uint32_t kv_head_first,
+                        unsigned what, uint64_t seed) {
     size_t head_dim = c->h->head_dim;
     for (uint32_t head = 0; head < c->kv_heads; head++) {
         uint64_t state = seed + what;

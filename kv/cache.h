@@ -1,8 +1,8 @@
 /* cache.h: the KV pages of one session on one rank.
  *
- * K (after RoPE, with its absolute position) and V live in pages of PAGE_TOKENS tokens x one layer x the rank's KV heads,
- * in one run of memory a layer. A layer that sees the whole context has a slot for each page the rank owns; a layer with a
- * sliding window reuses slots in a ring just long enough for the window and one chunk. */
+ * K (after RoPE, with its absolute position) and V live in pages of PAGE_TOKENS tokens x one layer x the rank's KV
+ * heads, in one run of memory a layer. A layer that sees the whole context has a slot for each page the rank owns; a
+ * layer with a sliding window reuses slots in a ring just long enough for the window and one chunk. */
 #ifndef RS_KV_CACHE_H
 #define RS_KV_CACHE_H
 
@@ -13,13 +13,13 @@
 typedef struct kv_cache {
     const hparams *h;
     const deal *deal;
-    uint32_t rank;   /* as the deal counts: 0 when the rank holds every page */
-    range layers;    /* held here */
+    uint32_t rank;     /* as the deal counts: 0 when the rank holds every page */
+    range layers;      /* held here */
     uint32_t kv_heads; /* held here */
     kv_type kv;
     size_t page_bytes;
     uint32_t slots_full, slots_window; /* of a layer of either kind */
-    uint8_t **base; /* [layers held] first page of each */
+    uint8_t **base;                    /* [layers held] first page of each */
 } kv_cache;
 
 /* Pages that a layer with a sliding window may need at once while `chunk` tokens are evaluated, all ranks together. */

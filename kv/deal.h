@@ -1,8 +1,8 @@
 /* deal.h: which rank owns which page of the context.
  *
  * Page p goes to the rank with the smallest (pages it has + 1) / share, the lowest rank first on a tie. The same deal
- * serves prefill rows, KV pages and decode appends, so that causal work is balanced however the context ends and nothing
- * moves between prefill and decode. */
+ * serves prefill rows, KV pages and decode appends, so that causal work is balanced however the context ends and
+ * nothing moves between prefill and decode. */
 #ifndef RS_KV_DEAL_H
 #define RS_KV_DEAL_H
 

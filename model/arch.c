@@ -12,8 +12,14 @@ static const arch archs[] = {
     {.name = "llama", .pairs = ROPE_NEIGHBOURS, .act = ACTIVATION_SILU},
     {.name = "qwen2", .pairs = ROPE_HALVES, .act = ACTIVATION_SILU, .qkv_bias = true},
     {.name = "qwen3", .pairs = ROPE_HALVES, .act = ACTIVATION_SILU, .qk_norm = true},
-    {.name = "gemma3", .pairs = ROPE_HALVES, .act = ACTIVATION_GELU_TANH, .qk_norm = true, .sandwich_norms = true,
-     .embed_scaled = true, .global_every = 6, .local_rope_base = 10000.0f},
+    {.name = "gemma3",
+     .pairs = ROPE_HALVES,
+     .act = ACTIVATION_GELU_TANH,
+     .qk_norm = true,
+     .sandwich_norms = true,
+     .embed_scaled = true,
+     .global_every = 6,
+     .local_rope_base = 10000.0f},
 };
 enum { ARCHS = sizeof archs / sizeof *archs };
 
@@ -64,7 +70,8 @@ static rs_status read_float(const gguf *file, const arch *a, const char *suffix,
     const char *key = key_of(a, suffix, buffer);
     RS_TRY(gguf_get_float(file, key, value));
     if (!(*value >= low && *value <= high)) {
-        return status_fail(RS_BAD_FORMAT, "%s is %g, expected %g to %g", key, (double)*value, (double)low, (double)high);
+        return status_fail(RS_BAD_FORMAT, "%s is %g, expected %g to %g", key, (double)*value, (double)low,
+                           (double)high);
     }
     return RS_OK;
 }
@@ -104,8 +111,8 @@ static rs_status read_shape(const gguf *file, const arch *a, hparams *h) {
     uint32_t value_dim = 0;
     RS_TRY(read_uint(file, a, "attention.value_length", h->head_dim, 1, HEAD_DIM_MAX, &value_dim));
     if (value_dim != h->head_dim) {
-        return status_fail(RS_UNSUPPORTED, "key heads of %u and value heads of %u values are not supported", h->head_dim,
-                           value_dim);
+        return status_fail(RS_UNSUPPORTED, "key heads of %u and value heads of %u values are not supported",
+                           h->head_dim, value_dim);
     }
     if (h->heads % h->kv_heads != 0) {
         return status_fail(RS_BAD_FORMAT, "%u query heads do not divide into %u KV heads", h->heads, h->kv_heads);
@@ -132,7 +139,8 @@ typedef struct rope_params {
 } rope_params;
 
 static rs_status read_rope(const gguf *file, const arch *a, const hparams *h, rope_params *p) {
-    *p = (rope_params){.base = 10000.0f, .factor = 1.0f, .attention_factor = 1.0f, .beta_fast = 32.0f, .beta_slow = 1.0f};
+    *p = (rope_params){
+        .base = 10000.0f, .factor = 1.0f, .attention_factor = 1.0f, .beta_fast = 32.0f, .beta_slow = 1.0f};
     RS_TRY(read_float(file, a, "rope.freq_base", 1.0f, 1e12f, &p->base));
     RS_TRY(read_float(file, a, "rope.scaling.factor", 0.0f, 1e6f, &p->factor));
     RS_TRY(read_float(file, a, "rope.scaling.attn_factor", 0.0f, 1e6f, &p->attention_factor));
@@ -153,8 +161,10 @@ static rs_status read_rope(const gguf *file, const arch *a, const hparams *h, ro
     } else if (str_equal_text(type, "yarn")) {
         p->scaling = SCALE_YARN;
     } else {
-        return status_fail(RS_UNSUPPORTED, "RoPE scaling \"%.*s\" is not known here; known are: none, linear, yarn, and "
-                           "llama3 by its rope_freqs tensor", (int)(type.bytes < 32 ? type.bytes : 32), type.data);
+        return status_fail(RS_UNSUPPORTED,
+                           "RoPE scaling \"%.*s\" is not known here; known are: none, linear, yarn, and "
+                           "llama3 by its rope_freqs tensor",
+                           (int)(type.bytes < 32 ? type.bytes : 32), type.data);
     }
     return RS_OK;
 }
@@ -217,8 +227,12 @@ rs_status hparams_read(const gguf *file, hparams *out) {
     RS_TRY(make_rope(&global, h.rope_dims, factors, &h.rope_global));
     if (h.arch->global_every > 0) {
         /* Layers with a window are never scaled. */
-        rope_params local = {.base = h.arch->local_rope_base, .factor = 1.0f, .attention_factor = 1.0f,
-                             .context_original = h.context_trained, .beta_fast = 32.0f, .beta_slow = 1.0f};
+        rope_params local = {.base = h.arch->local_rope_base,
+                             .factor = 1.0f,
+                             .attention_factor = 1.0f,
+                             .context_original = h.context_trained,
+                             .beta_fast = 32.0f,
+                             .beta_slow = 1.0f};
         rs_status status = read_float(file, h.arch, "rope.local.freq_base", 1.0f, 1e12f, &local.base);
         if (status == RS_OK) status = make_rope(&local, h.rope_dims, NULL, &h.rope_local);
         if (status != RS_OK) {

@@ -11,10 +11,10 @@ typedef struct arch {
     const char *name; /* general.architecture */
     rope_pairs pairs;
     activation act;
-    bool qkv_bias;       /* Q, K and V projections have biases */
-    bool qk_norm;        /* RMSNorm of each query and key head before RoPE */
-    bool sandwich_norms; /* RMSNorm of each block's output before it is added */
-    bool embed_scaled;   /* embeddings times sqrt(dim) */
+    bool qkv_bias;         /* Q, K and V projections have biases */
+    bool qk_norm;          /* RMSNorm of each query and key head before RoPE */
+    bool sandwich_norms;   /* RMSNorm of each block's output before it is added */
+    bool embed_scaled;     /* embeddings times sqrt(dim) */
     uint32_t global_every; /* every n-th layer sees the whole context, the others a window; 0: all do */
     float local_rope_base; /* of the layers with a window */
 } arch;
@@ -33,8 +33,8 @@ typedef struct hparams {
     rope_table rope_global, rope_local;
 } hparams;
 
-/* Reads and checks the hyperparameters. RS_UNSUPPORTED for an unknown architecture (with the list of known ones) or RoPE
- * scaling, RS_BAD_FORMAT for numbers that are missing or contradict each other. Release with hparams_free. */
+/* Reads and checks the hyperparameters. RS_UNSUPPORTED for an unknown architecture (with the list of known ones) or
+ * RoPE scaling, RS_BAD_FORMAT for numbers that are missing or contradict each other. Release with hparams_free. */
 rs_status hparams_read(const gguf *file, hparams *out);
 void hparams_free(hparams *h);
 size_t hparams_heap_bytes(const hparams *h);

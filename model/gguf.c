@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -90,7 +91,7 @@ static shown show(str name) {
         uint8_t c = (uint8_t)name.data[i];
         s.text[i] = c >= 0x20 && c < 0x7F ? (char)c : '?';
     }
-    strcpy(s.text + n, name.bytes > n ? "..." : "");
+    snprintf(s.text + n, sizeof s.text - n, "%s", name.bytes > n ? "..." : "");
     return s;
 }
 

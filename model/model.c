@@ -30,7 +30,8 @@ static void survey(rs_model *m) {
 static str token_text(const rs_model *m, int32_t token, char *buffer, size_t capacity) {
     rs_text stream = {.started = true};
     size_t bytes = 0;
-    if (token >= 0 && tokenizer_decode(m->tokenizer, &stream, token, true, buffer, capacity, &bytes) != RS_OK) bytes = 0;
+    if (token >= 0 && tokenizer_decode(m->tokenizer, &stream, token, true, buffer, capacity, &bytes) != RS_OK)
+        bytes = 0;
     return (str){buffer, bytes};
 }
 
@@ -51,8 +52,8 @@ static rs_status open_parts(rs_model *m, const char *path) {
     RS_TRY(weights_bind(m->file, &m->h, &m->w));
     RS_TRY(tokenizer_open(m->file, &m->tokenizer));
     if (tokenizer_vocab(m->tokenizer) > m->h.vocab) {
-        return status_fail(RS_BAD_FORMAT, "the tokenizer has %zu tokens, the embedding only %u", tokenizer_vocab(m->tokenizer),
-                           m->h.vocab);
+        return status_fail(RS_BAD_FORMAT, "the tokenizer has %zu tokens, the embedding only %u",
+                           tokenizer_vocab(m->tokenizer), m->h.vocab);
     }
     str name = {"", 0};
     RS_TRY(gguf_get_str(m->file, "general.name", &name));
@@ -63,7 +64,8 @@ static rs_status open_parts(rs_model *m, const char *path) {
 }
 
 rs_status rs_model_open(const char *path, rs_model **out) {
-    if (path == NULL || out == NULL) return status_fail(RS_BAD_ARGUMENT, "rs_model_open needs a path and a place to write");
+    if (path == NULL || out == NULL)
+        return status_fail(RS_BAD_ARGUMENT, "rs_model_open needs a path and a place to write");
     rs_model *m = calloc(1, sizeof *m);
     if (m == NULL) return status_fail(RS_NO_MEMORY, "no memory to open %s", path);
     rs_status status = open_parts(m, path);
@@ -110,8 +112,8 @@ void rs_model_describe(const rs_model *m, rs_model_info *out) {
     };
 }
 
-rs_status rs_tokenize(const rs_model *m, const char *text, size_t bytes, unsigned flags, int32_t *tokens, size_t capacity,
-                      size_t *count) {
+rs_status rs_tokenize(const rs_model *m, const char *text, size_t bytes, unsigned flags, int32_t *tokens,
+                      size_t capacity, size_t *count) {
     return tokenizer_encode(m->tokenizer, text, bytes, flags, tokens, capacity, count);
 }
 

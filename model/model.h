@@ -11,8 +11,8 @@ struct rs_model {
     hparams h;
     weights w;
     tokenizer *tokenizer;
-    chat_template *chat;        /* NULL when the file has no template */
-    char *name, *chat_source;   /* copies, NUL-terminated; chat_source NULL when there is none */
+    chat_template *chat;      /* NULL when the file has no template */
+    char *name, *chat_source; /* copies, NUL-terminated; chat_source NULL when there is none */
     const char *weights_name;
     uint64_t parameters;
 };

@@ -61,7 +61,8 @@ static rs_status take_shares(sharding *s, const double *shares) {
     }
     for (uint32_t r = 0; r < s->ranks; r++) {
         if (sum > 0.0 && shares[r] == 0.0) {
-            return status_fail(RS_BAD_ARGUMENT, "rank %u of %u has no share; give one positive share per rank", r, s->ranks);
+            return status_fail(RS_BAD_ARGUMENT, "rank %u of %u has no share; give one positive share per rank", r,
+                               s->ranks);
         }
         s->shares[r] = sum > 0.0 ? shares[r] : 1.0;
     }

@@ -160,6 +160,6 @@ static uint64_t matrix_bytes(const matrix *m) {
 }
 
 uint64_t layer_bytes(const layer_weights *l) {
-    return matrix_bytes(&l->q) + matrix_bytes(&l->k) + matrix_bytes(&l->v) + matrix_bytes(&l->o) + matrix_bytes(&l->gate) +
-           matrix_bytes(&l->up) + matrix_bytes(&l->down);
+    return matrix_bytes(&l->q) + matrix_bytes(&l->k) + matrix_bytes(&l->v) + matrix_bytes(&l->o) +
+           matrix_bytes(&l->gate) + matrix_bytes(&l->up) + matrix_bytes(&l->down);
 }

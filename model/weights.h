@@ -19,11 +19,11 @@ typedef struct layer_weights {
     const float *attn_post_norm, *ffn_post_norm; /* [dim] */
     const float *q_norm, *k_norm;                /* [head_dim] */
     const float *q_bias, *k_bias, *v_bias;       /* [rows of q, k, v] */
-    matrix q;        /* [heads * head_dim, dim] */
-    matrix k, v;     /* [kv_heads * head_dim, dim] */
-    matrix o;        /* [dim, heads * head_dim] */
-    matrix gate, up; /* [ffn_dim, dim] */
-    matrix down;     /* [dim, ffn_dim] */
+    matrix q;                                    /* [heads * head_dim, dim] */
+    matrix k, v;                                 /* [kv_heads * head_dim, dim] */
+    matrix o;                                    /* [dim, heads * head_dim] */
+    matrix gate, up;                             /* [ffn_dim, dim] */
+    matrix down;                                 /* [dim, ffn_dim] */
 } layer_weights;
 
 typedef struct weights {

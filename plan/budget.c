@@ -67,7 +67,8 @@ static uint64_t cgroup_free(const char *limit_path, const char *usage_path) {
 uint64_t budget_limit(void) {
     uint64_t free_bytes = kilobytes_of("/proc/meminfo", "MemAvailable:");
     uint64_t v2 = cgroup_free("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current");
-    uint64_t v1 = cgroup_free("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes");
+    uint64_t v1 =
+        cgroup_free("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes");
     if (v2 < free_bytes) free_bytes = v2;
     if (v1 < free_bytes) free_bytes = v1;
     return kilobytes_of("/proc/self/status", "VmRSS:") + free_bytes - free_bytes / RESERVE_PARTS;

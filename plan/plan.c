@@ -46,8 +46,10 @@ static uint32_t cores(void) {
 static rs_status check_kv(rs_kv_format kv, const char *which, uint32_t head_dim) {
     if ((unsigned)kv >= RS_KV_FORMATS) return status_fail(RS_BAD_ARGUMENT, "%s is no KV format", which);
     if (kv != RS_KV_F16 && head_dim % 32 != 0) {
-        return status_fail(RS_UNSUPPORTED, "a quantised KV cache needs heads of a multiple of 32 values, the model has %u; "
-                           "use f16", head_dim);
+        return status_fail(RS_UNSUPPORTED,
+                           "a quantised KV cache needs heads of a multiple of 32 values, the model has %u; "
+                           "use f16",
+                           head_dim);
     }
     return RS_OK;
 }
@@ -68,7 +70,8 @@ static rs_status complete_options(rs_plan *p, const rs_model *model, const rs_op
     }
     if (o->chunk == 0) o->chunk = CHUNK_DEFAULT;
     if (o->chunk > CHUNK_MAX) {
-        return status_fail(RS_BAD_ARGUMENT, "a chunk of %u tokens asked for, at most %d are possible", o->chunk, CHUNK_MAX);
+        return status_fail(RS_BAD_ARGUMENT, "a chunk of %u tokens asked for, at most %d are possible", o->chunk,
+                           CHUNK_MAX);
     }
     if (o->threads == 0) o->threads = cores();
     if (o->threads > THREADS_MAX) {
@@ -156,7 +159,8 @@ static rs_status make(rs_plan *p, const rs_model *model, const rs_options *optio
     memcpy(o->shares, p->sharding.shares, sizeof o->shares);
     p->view = (model_view){&model->h, &model->w, &p->sharding, &p->deal, {o->kv_k, o->kv_v}, o->context, o->chunk};
     rs_plan_info *info = &p->info;
-    *info = (rs_plan_info){.page_tokens = PAGE_TOKENS, .weights = gguf_file_bytes(model->file), .limit = o->memory_limit};
+    *info =
+        (rs_plan_info){.page_tokens = PAGE_TOKENS, .weights = gguf_file_bytes(model->file), .limit = o->memory_limit};
     info->program = budget_resident(gguf_data(model->file), gguf_file_bytes(model->file));
     uint64_t fixed = info->weights + info->program;
     RS_TRY(largest_context(p, info->limit > fixed ? info->limit - fixed : 0, &info->context_max));
@@ -169,7 +173,8 @@ static rs_status make(rs_plan *p, const rs_model *model, const rs_options *optio
 }
 
 rs_status rs_plan_make(const rs_model *model, const rs_options *options, rs_plan **out) {
-    if (model == NULL || options == NULL || out == NULL) return status_fail(RS_BAD_ARGUMENT, "rs_plan_make needs a model");
+    if (model == NULL || options == NULL || out == NULL)
+        return status_fail(RS_BAD_ARGUMENT, "rs_plan_make needs a model");
     rs_plan *p = calloc(1, sizeof *p);
     if (p == NULL) return status_fail(RS_NO_MEMORY, "no memory for a plan");
     rs_status status = make(p, model, options);

@@ -16,7 +16,7 @@ struct rs_plan {
     rs_options options; /* complete */
     const kernels *kernels;
     sharding sharding;
-    arena memory;    /* of the deal */
+    arena memory; /* of the deal */
     deal deal;
     model_view view; /* points into this plan and the model */
     rs_plan_rank ranks[RS_RANKS_MAX];

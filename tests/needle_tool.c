@@ -1,5 +1,5 @@
-/* needle_tool.c: for test_needle.py: evaluates a text on some ranks, continues it greedily, and prints as JSON the logits
- * that decided; then takes each KV page away in turn and prints how far the logits of the last token move.
+/* needle_tool.c: for test_needle.py: evaluates a text on some ranks, continues it greedily, and prints as JSON the
+ * logits that decided; then takes each KV page away in turn and prints how far the logits of the last token move.
  *
  *     needle_tool MODEL RANKS KV(f16|q8_0|q4_0) TEXT_FILE CONTINUATION REMOVE(0|1) */
 #include <math.h>
@@ -26,10 +26,10 @@ static size_t read_text(const char *path, char **text) {
     return bytes;
 }
 
-static int32_t best_but(const float *logits, uint32_t vocab, int32_t not) {
+static int32_t best_but(const float *logits, uint32_t vocab, int32_t not ) {
     int32_t best = not == 0 ? 1 : 0;
     for (int32_t i = 0; i < (int32_t)vocab; i++) {
-        if (i != not && logits[i] > logits[best]) best = i;
+        if (i != not &&logits[i] > logits[best]) best = i;
     }
     return best;
 }
@@ -81,7 +81,9 @@ int main(int argc, char **argv) {
     rs_options_init(&options);
     options.context = (uint32_t)(count + n_wanted);
     options.ranks = (uint32_t)atoi(argv[2]);
-    options.kv_k = options.kv_v = strcmp(argv[3], "q8_0") == 0 ? RS_KV_Q8_0 : strcmp(argv[3], "q4_0") == 0 ? RS_KV_Q4_0 : RS_KV_F16;
+    options.kv_k = options.kv_v = strcmp(argv[3], "q8_0") == 0   ? RS_KV_Q8_0
+                                  : strcmp(argv[3], "q4_0") == 0 ? RS_KV_Q4_0
+                                                                 : RS_KV_F16;
     check(rs_engine_open(model, &options, &engine));
     check(rs_session_open(engine, &session));
     printf("{\"tokens\": %zu, \"margins\": [", count);

@@ -6,6 +6,7 @@
 #include <cmocka.h>
 #include <math.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,7 +27,7 @@ typedef struct member {
 static void *member_main(void *argument) {
     member *m = argument;
     m->work(m);
-    strcpy(m->error, rs_last_error());
+    snprintf(m->error, sizeof m->error, "%s", rs_last_error());
     return NULL;
 }
 
