@@ -25,10 +25,13 @@ int32_t tokenizer_eos(const tokenizer *t);
 /* True for EOS, EOT, EOM and the end-of-turn tokens known by name (<|im_end|>, <|eot_id|>, <end_of_turn>, ...). */
 bool tokenizer_ends(const tokenizer *t, int32_t token);
 
+/* The bytes a token stands for, living as long as the tokenizer: also of control tokens; empty for no token. */
+str tokenizer_piece(const tokenizer *t, int32_t token);
+
 /* The contracts of rs_tokenize and rs_detokenize. */
 rs_status tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, unsigned flags, int32_t *tokens,
                            size_t capacity, size_t *count);
-rs_status tokenizer_decode(const tokenizer *t, rs_text *stream, int32_t token, bool special, char *out,
-                           size_t capacity, size_t *bytes);
+rs_status tokenizer_decode(const tokenizer *t, rs_text *stream, int32_t token, bool special, char *out, size_t capacity,
+                           size_t *bytes);
 
 #endif
