@@ -28,10 +28,12 @@ typedef enum activation { ACTIVATION_SILU, ACTIVATION_GELU_TANH } activation;
 /* One page plane is PAGE_TOKENS rows (K or V) of one kv head: head_dim values each.
  *   f16   [PAGE_TOKENS][head_dim] half
  *   q8_0  scales [PAGE_TOKENS][head_dim/32] half, then [PAGE_TOKENS][head_dim] int8; value = scale * q
- *   q4_0  scales as q8_0, then [PAGE_TOKENS][head_dim/2] bytes: block b's byte j holds value 32b+j in its low nibble
- * and 32b+16+j in its high one, stored +8; the row was Hadamard-rotated before it was quantised (by the caller)
- * Quantised rows: scale = max|x| / 127 (q8_0), and the signed value of largest magnitude / -8 (q4_0) as ggml does,
- * scale rounded to half before use. head_dim is a multiple of 32 for the quantised formats, of 2 for f16. */
+ *   q4_0  scales as q8_0, then [PAGE_TOKENS][head_dim/2] bytes: byte j of block b holds value 32b+j in its low nibble,
+ *         value 32b+16+j in its high one, stored +8; the caller has Hadamard-rotated the row
+ * Quantised rows: scale = max|x| / 127 (q8_0), or the signed value of largest magnitude / -8 (q4_0) as ggml does,
+ * rounded to half (at most 65504) before use; q = x / scale rounded to even (q8_0), floor(x / scale + 8.5) (q4_0),
+ * clamped; with a zero scale every q stands for 0. All sets store the same bytes.
+ * head_dim is a multiple of 32 for the quantised formats, of 2 for f16. */
 size_t kv_plane_bytes(rs_kv_format format, size_t head_dim);
 
 /* Some query rows of one kv head against one page. The softmax stays open: the state (max, sum, out) joins pages in any
