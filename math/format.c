@@ -131,21 +131,19 @@ static void expand_q5_1(const uint8_t *src, float *dst) {
 
 /* half d; nibbles[16] that index a fixed, non-uniform table */
 static void expand_iq4_nl(const uint8_t *src, float *dst) {
-    static const int8_t levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
     float d = format_half_at(src);
     for (int i = 0; i < 16; i++) {
-        dst[i] = d * (float)levels[src[2 + i] & 15];
-        dst[16 + i] = d * (float)levels[src[2 + i] >> 4];
+        dst[i] = d * (float)format_levels_iq4_nl[src[2 + i] & 15];
+        dst[16 + i] = d * (float)format_levels_iq4_nl[src[2 + i] >> 4];
     }
 }
 
 /* One exponent byte (OCP Microscaling E8M0); nibbles[16] of E2M1. The table is doubled, so the scale is halved. */
 static void expand_mxfp4(const uint8_t *src, float *dst) {
-    static const int8_t levels[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-    float d = float_of_bits(src[0] < 2 ? 0x200000u << src[0] : (uint32_t)(src[0] - 1) << 23);
+    float d = format_scale_mxfp4(src[0]);
     for (int i = 0; i < 16; i++) {
-        dst[i] = d * (float)levels[src[1 + i] & 15];
-        dst[16 + i] = d * (float)levels[src[1 + i] >> 4];
+        dst[i] = d * (float)format_levels_mxfp4[src[1 + i] & 15];
+        dst[16 + i] = d * (float)format_levels_mxfp4[src[1 + i] >> 4];
     }
 }
 

@@ -2,6 +2,8 @@
 #ifndef RS_MATH_FORMAT_BLOCKS_H
 #define RS_MATH_FORMAT_BLOCKS_H
 
+#include <string.h>
+
 #include "math/format.h"
 
 /* The little-endian half at an address of any alignment. */
@@ -22,6 +24,24 @@ static inline int format_scale_k(const uint8_t *packed, int j) {
 }
 static inline int format_minimum_k(const uint8_t *packed, int j) {
     return j < 4 ? packed[j + 4] & 63 : packed[j + 4] >> 4 | (packed[j] >> 2 & 48);
+}
+
+/* Scale j (0 to 15) of Q3_K's 12 bytes of 6-bit numbers, offset 32. */
+static inline int format_scale_q3_k(const uint8_t *packed, int j) {
+    return ((packed[j % 8] >> j / 8 * 4 & 15) | (packed[8 + j % 4] >> j / 4 * 2 & 3) << 4) - 32;
+}
+
+/* What the nibbles of IQ4_NL and MXFP4 stand for; MXFP4's (E2M1) are doubled. */
+static const int8_t format_levels_iq4_nl[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                                1,    13,   25,  38,  53,  69,  89,  113};
+static const int8_t format_levels_mxfp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+/* Half of the power of two that MXFP4's exponent byte stands for (OCP Microscaling, E8M0). */
+static inline float format_scale_mxfp4(uint8_t exponent) {
+    uint32_t bits = exponent < 2 ? 0x200000u << exponent : (uint32_t)(exponent - 1) << 23;
+    float scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return scale;
 }
 
 #endif

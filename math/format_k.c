@@ -16,14 +16,12 @@ void format_expand_q2_k(const uint8_t *src, float *dst) {
 
 /* third bits[32]; q[64] of 2 bits; 16 6-bit scales in 12 bytes, offset 32; half d */
 void format_expand_q3_k(const uint8_t *src, float *dst) {
-    const uint8_t *third = src, *low = src + 32, *scales = src + 96;
+    const uint8_t *third = src, *low = src + 32;
     float d = format_half_at(src + 108);
     for (int i = 0; i < 256; i++) {
-        int j = i / 16;
-        int scale = (scales[j % 8] >> j / 8 * 4 & 15) | (scales[8 + j % 4] >> j / 4 * 2 & 3) << 4;
         int q = low[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3;
         int offset = third[i % 32] >> i / 32 & 1 ? 0 : 4;
-        dst[i] = d * (float)(scale - 32) * (float)(q - offset);
+        dst[i] = d * (float)format_scale_q3_k(src + 96, i / 16) * (float)(q - offset);
     }
 }
 

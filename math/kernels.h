@@ -28,16 +28,18 @@ typedef enum activation { ACTIVATION_SILU, ACTIVATION_GELU_TANH } activation;
 /* One page plane is PAGE_TOKENS rows (K or V) of one kv head: head_dim values each.
  *   f16   [PAGE_TOKENS][head_dim] half
  *   q8_0  scales [PAGE_TOKENS][head_dim/32] half, then [PAGE_TOKENS][head_dim] int8; value = scale * q
- *   q4_0  scales as q8_0, then [PAGE_TOKENS][head_dim/2] bytes: block b's byte j holds value 32b+j in its low nibble
- * and 32b+16+j in its high one, stored +8; the row was Hadamard-rotated before it was quantised (by the caller)
- * Quantised rows: scale = max|x| / 127 (q8_0), and the signed value of largest magnitude / -8 (q4_0) as ggml does,
- * scale rounded to half before use. head_dim is a multiple of 32 for the quantised formats, of 2 for f16. */
+ *   q4_0  scales as q8_0, then [PAGE_TOKENS][head_dim/2] bytes: byte j of block b holds value 32b+j in its low nibble,
+ *         value 32b+16+j in its high one, stored +8; the caller has Hadamard-rotated the row
+ * Quantised rows: scale = max|x| / 127 (q8_0), or the signed value of largest magnitude / -8 (q4_0) as ggml does,
+ * rounded to half (at most 65504) before use; q = x / scale rounded to even (q8_0), floor(x / scale + 8.5) (q4_0),
+ * clamped; with a zero scale every q stands for 0. All sets store the same bytes.
+ * head_dim is a multiple of 32 for the quantised formats, of 2 for f16. */
 size_t kv_plane_bytes(rs_kv_format format, size_t head_dim);
 
 /* Some query rows of one kv head against one page. The softmax stays open: the state (max, sum, out) joins pages in any
  * order (online softmax: Milakov, Gimelshein, arXiv:1805.02867).
  * Row r sees page token j when j < page_count and position[r] - window < page_position + j <= position[r]
- * (window 0: no lower bound). A row that sees nothing keeps its state. */
+ * (window 0: no lower bound). A row that sees nothing keeps its state; tokens from page_count on are never read. */
 typedef struct attend_page_args {
     const float *q; /* row r at q + r * q_stride: [head_dim], already scaled by 1/sqrt(head_dim) */
     size_t rows, q_stride, head_dim;
@@ -49,7 +51,7 @@ typedef struct attend_page_args {
     int32_t window;
     float *max; /* row r at max[r * state_stride]: natural-log units; -INFINITY before the first token */
     float *sum; /* row r at sum[r * state_stride]: sum of exp(score - max) */
-    float *out; /* row r at out + r * out_stride: sum of exp(score - max) * v */
+    float *out; /* row r at out + r * out_stride: sum of exp(score - max) * v; anything while max is -INFINITY */
     size_t state_stride, out_stride;
     float *scratch; /* attend_scratch_floats(rows, head_dim) floats, 64-byte aligned */
 } attend_page_args;
@@ -59,11 +61,12 @@ typedef struct kernels {
     const char *name;
 
     /* y[t * y_stride + r] = sum_c w[r, c] * x[t * x_stride + c] for r in [row_begin, row_end), t in [0, tokens).
-     * y is indexed by w's absolute row. scratch: matmul_scratch_floats(cols) floats, 64-byte aligned. */
+     * y is indexed by w's absolute row. How rows are split into calls does not change a bit of the result. scratch:
+     * matmul_scratch_floats(cols) floats, 64-byte aligned. */
     void (*matmul)(const matrix *w, size_t row_begin, size_t row_end, const float *x, size_t x_stride, size_t tokens,
                    float *y, size_t y_stride, float *scratch);
 
-    /* As format_expand. */
+    /* The same bits as format_expand. */
     void (*expand)(format f, const void *src, float *dst, size_t values);
 
     /* y = x / sqrt(mean(x^2) + eps) * weight; y may be x. (RMSNorm: Zhang, Sennrich, arXiv:1910.07467) */

@@ -143,24 +143,30 @@ static void kv_load(rs_kv_format kv, const uint8_t *plane, size_t token, float *
     }
 }
 
+static bool sees(const attend_page_args *a, size_t row, int token) {
+    int64_t query = a->position[row], key = (int64_t)a->page_position + token;
+    return key <= query && (a->window == 0 || key > query - a->window);
+}
+
 static void attend_row(const attend_page_args *a, size_t row) {
     float *max = a->max + row * a->state_stride, *sum = a->sum + row * a->state_stride,
           *out = a->out + row * a->out_stride;
     double scores[PAGE_TOKENS], largest = *max, total = 0;
     float *line = a->scratch;
-    int begin, end;
-    page_visible(a, row, &begin, &end);
-    for (int j = begin; j < end; j++) {
+    for (int j = 0; j < a->page_count; j++) {
+        scores[j] = -INFINITY;
+        if (!sees(a, row, j)) continue;
         kv_load(a->k_format, a->k, (size_t)j, line, a->head_dim);
         scores[j] = 0;
         for (size_t i = 0; i < a->head_dim; i++) scores[j] += (double)a->q[row * a->q_stride + i] * line[i];
         if (scores[j] > largest) largest = scores[j];
     }
     largest = (double)(float)largest; /* What is stored must be what the weights below refer to. */
-    if (begin >= end || largest == -INFINITY) return;
+    if (largest == -INFINITY) return;
     double keep = *max == -INFINITY ? 0 : exp(*max - largest), next[HEAD_DIM_MAX];
     for (size_t i = 0; i < a->head_dim; i++) next[i] = keep == 0 ? 0 : keep * out[i];
-    for (int j = begin; j < end; j++) {
+    for (int j = 0; j < a->page_count; j++) {
+        if (!sees(a, row, j)) continue;
         double weight = exp(scores[j] - largest);
         kv_load(a->v_format, a->v, (size_t)j, line, a->head_dim);
         total += weight;

@@ -23,12 +23,4 @@ static inline size_t plane_value_at(rs_kv_format kv, size_t token, size_t head_d
     return scales_bytes + token * row_bytes;
 }
 
-/* Tokens [*begin, *end) of a page that a query row sees; none when *begin >= *end. */
-static inline void page_visible(const attend_page_args *a, size_t row, int *begin, int *end) {
-    int64_t last = (int64_t)a->position[row] - a->page_position;
-    int64_t first = a->window > 0 ? last - a->window + 1 : 0;
-    *begin = (int)(first < 0 ? 0 : first > a->page_count ? a->page_count : first);
-    *end = (int)(last < 0 ? 0 : last >= a->page_count ? a->page_count : last + 1);
-}
-
 #endif

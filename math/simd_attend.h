@@ -4,6 +4,14 @@
 
 #include "math/simd_product.h"
 
+/* Tokens [*begin, *end) of a page that a query row sees; none when *begin >= *end. */
+static void page_visible(const attend_page_args *a, size_t row, int *begin, int *end) {
+    int64_t last = (int64_t)a->position[row] - a->page_position;
+    int64_t first = a->window > 0 ? last - a->window + 1 : 0;
+    *begin = (int)(first < 0 ? 0 : first > a->page_count ? a->page_count : first);
+    *end = (int)(last < 0 ? 0 : last >= a->page_count ? a->page_count : last + 1);
+}
+
 INLINE float exp_one(float x) {
     return exp_of(splat(x))[0];
 }

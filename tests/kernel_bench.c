@@ -35,7 +35,7 @@ multiply_add(size_t n) {
 }
 
 static void probe(void) {
-    volatile float sink = 0;
+    static volatile float sink;
     size_t bytes = 256u << 20, part = 8u << 20, n = 200000;
     uint64_t *memory = malloc(bytes), sum = 0;
     if (memory == NULL) abort();

@@ -374,9 +374,13 @@ static void check_kv_row(const kernels *k, rs_kv_format kv, size_t head_dim, int
     values_fill(&seed, kind < VALUES_KINDS ? (values_kind)kind : VALUES_NORMAL, x, head_dim);
     if (kind == VALUES_KINDS) { /* What no model should give must still be the same everywhere. */
         x[0] = INFINITY, x[1] = NAN, x[head_dim - 1] = -INFINITY;
-    } else if (kind ==
-               VALUES_KINDS + 1) { /* Ties of magnitude and of rounding; values that the scale divides exactly. */
-        for (size_t i = 0; i < head_dim; i++) x[i] = (i % 2 ? -1.0f : 1.0f) * (i % 3 ? 127 : 0.5f + (float)(i % 100));
+    }
+    if (kind == VALUES_KINDS + 1) { /* Ties of rounding, which only a division finds, and of magnitude. */
+        for (size_t i = 0, steps = kv == RS_KV_Q4_0 ? 8 : 127; i < head_dim; i++) {
+            float d = half_to_float((uint16_t)(0x2000 + i / 32 * 311 + token));
+            float tie = ((float)(random_next(&seed) % (2 * steps - 1)) - (float)steps + 0.5f) * d;
+            x[i] = i % 32 == 0 ? -(float)steps * d : i % 32 == 1 ? (float)steps * d : tie;
+        }
     }
     k->kv_store(kv, plane.data, token, x, head_dim);
     ref->kv_store(kv, plane_ref.data, token, x, head_dim);
@@ -649,7 +653,17 @@ static void check_attend(const kernels *k) {
     }
 }
 
+/* Merging into a sum of 0 shows the sets' exponential itself. */
+static void check_exp(const kernels *k) {
+    for (float x = 0; x < 87; x += 0.013f) {
+        float max = 0, sum = 0;
+        k->merge(&max, &sum, NULL, -x, 1, NULL, 0);
+        expect(within(sum, exp(-(double)x), 1e-7 * exp(-(double)x)), "exp", (size_t)x, 0, 0);
+    }
+}
+
 static void check_merge(const kernels *k) {
+    check_exp(k);
     for (size_t l = 0; l < LENGTHS; l++) {
         size_t n = lengths[l];
         buffer ob, eb, tb;
