@@ -35,7 +35,7 @@ multiply_add(size_t n) {
 }
 
 static void probe(void) {
-    static volatile float sink;
+    static volatile float sink; /* Keeps the probes from being optimised away. */
     size_t bytes = 256u << 20, part = 8u << 20, n = 200000;
     uint64_t *memory = malloc(bytes), sum = 0;
     if (memory == NULL) abort();
@@ -49,6 +49,7 @@ static void probe(void) {
         peak_bytes_s = fmax(peak_bytes_s, (double)part / (cpu_s() - between));
     }
     sink += (float)sum;
+    if (sink == 0) abort();
     free(memory);
     printf("one core: multiply-add %.1f GFLOP/s, read %.1f GB/s\n\n", peak_flop_s / 1e9, peak_bytes_s / 1e9);
     printf("%-30s %-9s %10s %8s %9s %9s %7s %7s\n", "operation", "set", "us", "GB/s", "Gvalue/s", "GFLOP/s", "% read",
