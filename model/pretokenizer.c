@@ -91,8 +91,8 @@ rs_status pretokenizer_open(str name, pretokenizer **out) {
     for (size_t i = 0; i < PRETOKENIZER_STEPS_MAX && family->patterns[i] != NULL; i++) {
         int error;
         PCRE2_SIZE offset;
-        pcre2_code *code = pcre2_compile((PCRE2_SPTR)family->patterns[i], PCRE2_ZERO_TERMINATED,
-                                         PCRE2_UTF | PCRE2_UCP, &error, &offset, NULL);
+        pcre2_code *code = pcre2_compile((PCRE2_SPTR)family->patterns[i], PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP,
+                                         &error, &offset, NULL);
         if (code == NULL) {
             pretokenizer_close(p);
             return status_fail(RS_NO_MEMORY, "PCRE2 cannot compile a pre-tokenizer: error %d at %zu", error,

@@ -11,7 +11,7 @@
 #include "model/special.h"
 #include "model/spm.h"
 
-enum { TEXT_BYTES_MAX = 1 << 30 }; /* symbols of a word are numbered with 31 bits, prefixed spaces included */
+enum { TEXT_BYTES_MAX = 1 << 28 }; /* a hundred times the longest contexts; symbols of a word have 31-bit numbers */
 
 struct tokenizer {
     vocabulary vocabulary;

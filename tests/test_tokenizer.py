@@ -1,7 +1,8 @@
-"""test_tokenizer.py: token ids against Hugging Face's tokenizers and Google's SentencePiece, on the vocabularies of small
-models trained here, and of published ones when their files are at hand (RINGSPAN_MODELS, or models/)."""
+"""test_tokenizer.py: token ids against Hugging Face's tokenizers and Google's SentencePiece, on the vocabularies of
+small models trained here, and of published ones when their files are at hand (RINGSPAN_MODELS, or models/)."""
 
 import io
+import json
 import os
 import pathlib
 import re
@@ -52,7 +53,9 @@ def decode(tool, path, rows):
 
 def agree(texts, got, expected):
     wrong = [(t, g, e) for t, g, e in zip(texts, got, expected) if g != e]
-    shown = "\n".join(f"{t!r}\n  got      {g}\n  expected {e}" for t, g, e in sorted(wrong, key=lambda w: len(w[0]))[:5])
+    shown = "\n".join(
+        f"{t!r}\n  got      {g}\n  expected {e}" for t, g, e in sorted(wrong, key=lambda w: len(w[0]))[:5]
+    )
     assert not wrong, f"{len(wrong)} of {len(texts)} lines differ:\n{shown}"
 
 
@@ -71,34 +74,70 @@ def byte_level_vocabulary():
     """Byte-level BPE trained on generated lines, with special tokens after it."""
     trained = tokenizers.Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    trainer = trainers.BpeTrainer(vocab_size=3000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=3000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     trained.train_from_iterator(cases.lines(4000, 1), trainer)
-    import json
+
     model = json.loads(trained.to_str())["model"]
     tokens = [t for t, _ in sorted(model["vocab"].items(), key=lambda item: item[1])]
     kinds = [NORMAL] * len(tokens)
-    for text, kind in (("<|im_start|>", CONTROL), ("<|im_end|>", CONTROL), ("<|im_end|><|im_start|>", CONTROL), ("<s>", CONTROL),
-                       ("<td>", USER_DEFINED), ("   ", USER_DEFINED), ("<<td", USER_DEFINED)):
+    for text, kind in (
+        ("<|im_start|>", CONTROL),
+        ("<|im_end|>", CONTROL),
+        ("<|im_end|><|im_start|>", CONTROL),
+        ("<s>", CONTROL),
+        ("<td>", USER_DEFINED),
+        ("   ", USER_DEFINED),
+        ("<<td", USER_DEFINED),
+    ):
         tokens.append(text)
         kinds.append(kind)
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    return Vocabulary("gpt2", "gpt-2", tokens, kinds, merges=merges, bos_token_id=tokens.index("<s>"),
-                      eos_token_id=tokens.index("<|im_end|>"))
+    return Vocabulary(
+        "gpt2",
+        "gpt-2",
+        tokens,
+        kinds,
+        merges=merges,
+        bos_token_id=tokens.index("<s>"),
+        eos_token_id=tokens.index("<|im_end|>"),
+    )
 
 
 def train_pieces(directory, byte_fallback):
     corpus = directory / "corpus.txt"
     corpus.write_text("\n".join(re.sub(r"[\x00-\x1f\x85\u2028\u2029]+", " ", x) for x in cases.lines(4000, 2)))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(directory / "pieces"), model_type="bpe", vocab_size=2500, character_coverage=0.98,
-        byte_fallback=byte_fallback, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
-        control_symbols=["<|im_start|>"])
+        input=str(corpus),
+        model_prefix=str(directory / "pieces"),
+        model_type="bpe",
+        vocab_size=2500,
+        character_coverage=0.98,
+        byte_fallback=byte_fallback,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+        control_symbols=["<|im_start|>"],
+    )
     p = sentencepiece.SentencePieceProcessor(model_file=str(directory / "pieces.model"))
-    kinds = [UNKNOWN if p.is_unknown(i) else CONTROL if p.is_control(i) else BYTE if p.is_byte(i) else NORMAL
-             for i in range(p.vocab_size())]
-    return Vocabulary("llama", "default", [p.id_to_piece(i) for i in range(p.vocab_size())], kinds,
-                      scores=[p.get_score(i) for i in range(p.vocab_size())], bos_token_id=p.bos_id(), eos_token_id=p.eos_id(),
-                      unknown_token_id=p.unk_id()), p
+    kinds = [
+        UNKNOWN if p.is_unknown(i) else CONTROL if p.is_control(i) else BYTE if p.is_byte(i) else NORMAL
+        for i in range(p.vocab_size())
+    ]
+    return (
+        Vocabulary(
+            "llama",
+            "default",
+            [p.id_to_piece(i) for i in range(p.vocab_size())],
+            kinds,
+            scores=[p.get_score(i) for i in range(p.vocab_size())],
+            bos_token_id=p.bos_id(),
+            eos_token_id=p.eos_id(),
+            unknown_token_id=p.unk_id(),
+        ),
+        p,
+    )
 
 
 # ---- Byte-level BPE -------------------------------------------------------------------------------------------------
@@ -134,11 +173,11 @@ def runs(data):
     """(valid, bytes) runs, as the tokenizer defines them: what is in no character is a run of its own."""
     found, at = [], 0
     while at < len(data):
-        size = next((n for n in (1, 2, 3, 4) if is_character(data[at:at + n])), 0)
+        size = next((n for n in (1, 2, 3, 4) if is_character(data[at : at + n])), 0)
         if found and found[-1][0] == bool(size):
-            found[-1][1].extend(data[at:at + max(size, 1)])
+            found[-1][1].extend(data[at : at + max(size, 1)])
         else:
-            found.append((bool(size), bytearray(data[at:at + max(size, 1)])))
+            found.append((bool(size), bytearray(data[at : at + max(size, 1)])))
         at += max(size, 1)
     return found
 
@@ -155,14 +194,21 @@ def test_invalid_bytes_are_words_of_their_own(tool, tmp_path, byte_level_vocabul
     vocabulary.pre = "llama-bpe"
     path = vocabulary.write(tmp_path / "small.gguf")
     oracle = cases.byte_level_oracle(vocabulary, special=False)
-    bpe = models.BPE({t: i for i, t in enumerate(vocabulary.tokens)}, [tuple(m.split(" ")) for m in vocabulary.merges],
-                     ignore_merges=True)
+    bpe = models.BPE(
+        {t: i for i, t in enumerate(vocabulary.tokens)},
+        [tuple(m.split(" ")) for m in vocabulary.merges],
+        ignore_merges=True,
+    )
     letters = {bytes([b]): t for b, t in zip(letter_bytes(), letter_texts())}
     texts, expected = cases.broken(LINES // 4, 4), []
     for data in texts:
         row = []
         for valid, run in runs(data):
-            row += oracle(run.decode()) if valid else [t.id for t in bpe.tokenize("".join(letters[bytes([b])] for b in run))]
+            row += (
+                oracle(run.decode())
+                if valid
+                else [t.id for t in bpe.tokenize("".join(letters[bytes([b])] for b in run))]
+            )
         expected.append(row)
     agree(texts, encode(tool, path, 0, texts), expected)
 
@@ -189,8 +235,12 @@ def test_bos_and_eos(tool, tmp_path, byte_level_vocabulary):
     bos, eos = v.keys["bos_token_id"], v.keys["eos_token_id"]
     v.pre = "gpt-2"
     plain = encode(tool, v.write(tmp_path / "a.gguf"), 0, ["hello"])[0]
-    for keys, expected in (({}, plain), ({"add_bos_token": True}, [bos] + plain), ({"add_eos_token": True}, plain + [eos]),
-                           ({"add_bos_token": True, "add_eos_token": True}, [bos] + plain + [eos])):
+    for keys, expected in (
+        ({}, plain),
+        ({"add_bos_token": True}, [bos] + plain),
+        ({"add_eos_token": True}, plain + [eos]),
+        ({"add_bos_token": True, "add_eos_token": True}, [bos] + plain + [eos]),
+    ):
         other = Vocabulary(v.model, v.pre, v.tokens, v.kinds, merges=v.merges, **v.keys, **keys)
         path = other.write(tmp_path / "b.gguf")
         assert encode(tool, path, ADD_SPECIAL, ["hello"])[0] == expected
@@ -247,5 +297,9 @@ def test_gemma3_invalid_bytes_are_byte_tokens(tool):
     byte = {int(t[3:5], 16): i for i, (t, k) in enumerate(zip(vocabulary.tokens, vocabulary.kinds)) if k == BYTE}
     texts, expected = cases.broken(LINES // 4, 9), []
     for data in texts:
-        expected.append(sum((processor.encode(run.decode()) if valid else [byte[b] for b in run] for valid, run in runs(data)), []))
+        expected.append(
+            sum(
+                (processor.encode(run.decode()) if valid else [byte[b] for b in run] for valid, run in runs(data)), []
+            )
+        )
     agree(texts, encode(tool, path, 0, texts), expected)
