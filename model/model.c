@@ -27,12 +27,8 @@ static void survey(rs_model *m) {
 }
 
 /* The text of a token, as templates want it; "" for none. */
-static str token_text(const rs_model *m, int32_t token, char *buffer, size_t capacity) {
-    rs_text stream = {.started = true};
-    size_t bytes = 0;
-    if (token >= 0 && tokenizer_decode(m->tokenizer, &stream, token, true, buffer, capacity, &bytes) != RS_OK)
-        bytes = 0;
-    return (str){buffer, bytes};
+static str token_text(const rs_model *m, int32_t token) {
+    return token < 0 ? (str){"", 0} : tokenizer_piece(m->tokenizer, token);
 }
 
 static rs_status open_template(rs_model *m) {
@@ -41,9 +37,8 @@ static rs_status open_template(rs_model *m) {
     if (source.data == NULL || source.bytes == 0) return RS_OK;
     m->chat_source = copy_text(source);
     if (m->chat_source == NULL) return status_fail(RS_NO_MEMORY, "no memory for the chat template");
-    char bos[64], eos[64];
-    return chat_template_open(source, token_text(m, tokenizer_bos(m->tokenizer), bos, sizeof bos),
-                              token_text(m, tokenizer_eos(m->tokenizer), eos, sizeof eos), &m->chat);
+    return chat_template_open(source, token_text(m, tokenizer_bos(m->tokenizer)),
+                              token_text(m, tokenizer_eos(m->tokenizer)), &m->chat);
 }
 
 static rs_status open_parts(rs_model *m, const char *path) {
