@@ -2,6 +2,7 @@
  * microseconds, tokens may be seconds apart. */
 #include "base/pool.h"
 
+#include <assert.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -14,10 +15,9 @@ struct pool {
     size_t threads;
     pool_work work;
     void *job;
-    size_t items;
-    atomic_size_t next;       /* the first item nobody has taken */
-    atomic_size_t generation; /* counts jobs; workers wait for it to change */
-    atomic_size_t busy;       /* workers still in the present job */
+    _Atomic uint64_t ticket; /* items << 32 | the first item nobody has taken */
+    atomic_size_t left;      /* items not done yet */
+    atomic_size_t sleepers;  /* workers that must be woken */
     atomic_bool closing;
     struct worker {
         pool *pool;
@@ -34,68 +34,71 @@ static void relax(void) {
 #endif
 }
 
+static bool has_items(uint64_t ticket) {
+    return (uint32_t)ticket < ticket >> 32;
+}
+
+/* Takes items until none is left. A worker that comes late finds none, and nobody waits for it. One that read the
+ * ticket of an earlier job and then takes an item of the present one is right too: it reads `work` and `job` after
+ * that. */
 static void take_items(pool *p, size_t thread) {
-    for (;;) {
-        size_t item = atomic_fetch_add_explicit(&p->next, 1, memory_order_relaxed);
-        if (item >= p->items) return;
-        p->work(p->job, item, thread);
+    uint64_t ticket = atomic_load(&p->ticket);
+    while (has_items(ticket)) {
+        if (!atomic_compare_exchange_weak(&p->ticket, &ticket, ticket + 1)) continue;
+        p->work(p->job, (uint32_t)ticket, thread);
+        if (atomic_fetch_sub(&p->left, 1) == 1 && thread != 0) {
+            pthread_mutex_lock(&p->lock);
+            pthread_cond_signal(&p->finished);
+            pthread_mutex_unlock(&p->lock);
+        }
+        ticket = atomic_load(&p->ticket);
     }
 }
 
-/* Returns the generation after `seen`, once there is one. */
-static size_t next_generation(pool *p, size_t seen) {
-    for (int spin = 0; spin < SPINS; spin++) {
-        size_t now = atomic_load_explicit(&p->generation, memory_order_acquire);
-        if (now != seen) return now;
-        relax();
-    }
-    pthread_mutex_lock(&p->lock);
-    while (atomic_load_explicit(&p->generation, memory_order_acquire) == seen) pthread_cond_wait(&p->wake, &p->lock);
-    pthread_mutex_unlock(&p->lock);
-    return atomic_load_explicit(&p->generation, memory_order_acquire);
+static bool idle(pool *p) {
+    return !has_items(atomic_load(&p->ticket)) && !atomic_load(&p->closing);
 }
 
 static void *worker_main(void *argument) {
     struct worker *w = argument;
     pool *p = w->pool;
-    size_t seen = 0;
-    for (;;) {
-        seen = next_generation(p, seen);
-        if (atomic_load(&p->closing)) return NULL;
+    while (!atomic_load(&p->closing)) {
         take_items(p, w->index);
-        if (atomic_fetch_sub_explicit(&p->busy, 1, memory_order_acq_rel) == 1) {
-            pthread_mutex_lock(&p->lock);
-            pthread_cond_signal(&p->finished);
-            pthread_mutex_unlock(&p->lock);
-        }
+        for (int spin = 0; spin < SPINS && idle(p); spin++) relax();
+        pthread_mutex_lock(&p->lock);
+        atomic_fetch_add(&p->sleepers, 1);
+        while (idle(p)) pthread_cond_wait(&p->wake, &p->lock);
+        atomic_fetch_sub(&p->sleepers, 1);
+        pthread_mutex_unlock(&p->lock);
     }
+    return NULL;
 }
 
-static void begin_job(pool *p) {
+static void wake_all(pool *p) {
+    if (atomic_load(&p->sleepers) == 0) return;
     pthread_mutex_lock(&p->lock);
-    atomic_fetch_add_explicit(&p->generation, 1, memory_order_release);
     pthread_cond_broadcast(&p->wake);
     pthread_mutex_unlock(&p->lock);
 }
 
 void pool_run(pool *p, pool_work work, void *job, size_t items) {
+    assert(items <= UINT32_MAX);
     if (p->threads == 1 || items <= 1) {
         for (size_t item = 0; item < items; item++) work(job, item, 0);
         return;
     }
     p->work = work;
     p->job = job;
-    p->items = items;
-    atomic_store_explicit(&p->next, 0, memory_order_relaxed);
-    atomic_store_explicit(&p->busy, p->threads - 1, memory_order_relaxed);
-    begin_job(p);
+    atomic_store(&p->left, items);
+    atomic_store(&p->ticket, (uint64_t)items << 32);
+    wake_all(p);
     take_items(p, 0);
     for (int spin = 0; spin < SPINS; spin++) {
-        if (atomic_load_explicit(&p->busy, memory_order_acquire) == 0) return;
+        if (atomic_load(&p->left) == 0) return;
         relax();
     }
     pthread_mutex_lock(&p->lock);
-    while (atomic_load_explicit(&p->busy, memory_order_acquire) != 0) pthread_cond_wait(&p->finished, &p->lock);
+    while (atomic_load(&p->left) != 0) pthread_cond_wait(&p->finished, &p->lock);
     pthread_mutex_unlock(&p->lock);
 }
 
@@ -121,7 +124,9 @@ rs_status pool_open(size_t threads, pool **out) {
 void pool_close(pool *p) {
     if (p == NULL) return;
     atomic_store(&p->closing, true);
-    begin_job(p);
+    pthread_mutex_lock(&p->lock);
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->lock);
     for (size_t i = 1; i < p->threads; i++) pthread_join(p->workers[i].thread, NULL);
     pthread_cond_destroy(&p->finished);
     pthread_cond_destroy(&p->wake);
