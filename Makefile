@@ -1,6 +1,7 @@
 # A thin face: the work is done by CMake presets and the programs in tools/.
 PREFIX ?= /usr/local
 MODEL = models/SmolLM2-135M-Instruct.Q4_1.gguf
+TEXT = /usr/share/common-licenses/GPL-3
 
 all: ## build what is installed, into build/release
 	@cmake --preset release --log-level=WARNING
@@ -13,7 +14,9 @@ demo: ## from nothing to an answer: install, build, fetch a small model, run it 
 	@tools/setup --minimal
 	@$(MAKE) --no-print-directory all
 	@tools/fetch-model smollm2-135m
-	build/release/ringspan run -m $(MODEL) --ranks 3 -p "Why is the sky blue?"
+	@echo "A question about a text of 7,700 tokens, the GNU GPL 3; each of three ranks holds a third of the context."
+	build/release/ringspan run -m $(MODEL) --ranks 3 --temp 0 -n 64 -f $(TEXT) \
+	    -p "Which commands show the details of the license?"
 
 test: ## everything: tests, sanitizers, fuzzers, tidy; ends with "N passed, N failed, N skipped"
 	@tools/setup

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <getopt.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -94,7 +95,7 @@ static const flag flags[] = {
     {"repeat-last-n", 0, KIND_U32, RUN, FIELD(sampling.penalty_last), 0, U32_LARGEST, "N",
      "how many tokens are 'lately'", true},
     {"seed", 's', KIND_SEED, RUN, FIELD(sampling.seed), 0, 0, "N",
-     "seed of the random choice (default: another one each time)"},
+     "seed of the random choice, below 2^63 (default: another one each time)"},
 
     {NULL, .commands = ALL, .help = "Engine"},
     {"ctx", 'c', KIND_U32, ALL, FIELD(engine.context), 1, U32_LARGEST, "N",
@@ -219,7 +220,9 @@ static bool set_value(const flag *f, const char *text, args *out) {
         return true;
     case KIND_SEED:
         out->seed_given = true;
-        return parse_u64(text, &end, field) && *end == 0;
+        if (!parse_u64(text, &end, &number) || *end != 0 || number > INT64_MAX) return false;
+        *(uint64_t *)field = number;
+        return true;
     case KIND_FLOAT:
         if (!parse_double(text, &end, &real) || *end != 0 || !in_range(f, real)) return false;
         *(float *)field = (float)real;
@@ -354,6 +357,9 @@ static int refuse_value(command which, const flag *f, const char *text) {
         return output_refuse("--%s: '%s' is not %s from %.10g to %.10g; see 'ringspan %s --help'", f->name, text,
                              f->kind == KIND_LIST ? "a list of numbers" : "a number", f->min, f->max,
                              command_name(which));
+    }
+    if (f->kind == KIND_SEED) {
+        return output_refuse("--%s: '%s' is not a number from 0 to %" PRId64, f->name, text, INT64_MAX); /* JSON's */
     }
     if (f->kind == KIND_SPLIT) return refuse_name(f, text, split_names, RS_SPLITS);
     if (f->kind == KIND_KV || f->kind == KIND_KV_BOTH) return refuse_name(f, text, kv_names, RS_KV_FORMATS);

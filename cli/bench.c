@@ -109,11 +109,10 @@ static void summarise(const double *values, size_t count, double *mean, double *
 
 static void print_header(const bench *b) {
     if (b->args->json) return;
-    printf("| %-30s | %10s | %10s | %5s | %5s | %9s | %7s | %17s | %21s |\n", "model", "size", "params", "ranks",
+    printf("| %-16s | %10s | %10s | %5s | %5s | %9s | %7s | %17s | %21s |\n", "model", "size", "params", "ranks",
            "split", "KV", "threads", "test", "t/s");
-    printf("| %.30s | %.9s: | %.9s: | %.4s: | %.4s: | %.8s: | %.6s: | %.16s: | %.20s: |\n",
-           "------------------------------", "---------", "---------", "----", "----", "--------", "------",
-           "----------------", "--------------------");
+    printf("| %.16s | %.9s: | %.9s: | %.4s: | %.4s: | %.8s: | %.6s: | %.16s: | %.20s: |\n", "----------------",
+           "---------", "---------", "----", "----", "--------", "------", "----------------", "--------------------");
     fflush(stdout);
 }
 
@@ -121,12 +120,11 @@ static void print_row(const bench *b, const test *t, double mean, double deviati
     char name[64], model[64], kv[24], rate[40];
     const rs_options *o = &b->plan.options;
     name_test(t, name, sizeof name);
-    snprintf(model, sizeof model, "%s %.2f M %s", b->info.architecture, (double)b->info.parameters / 1e6,
-             b->info.weights);
+    snprintf(model, sizeof model, "%s %s", b->info.architecture, b->info.weights);
     snprintf(kv, sizeof kv, o->kv_k == o->kv_v ? "%s" : "%s/%s", args_kv_name(o->kv_k), args_kv_name(o->kv_v));
     snprintf(rate, sizeof rate, "%.2f \u00b1 %.2f", mean, deviation);
     /* The sign is two bytes and one column. */
-    printf("| %-30s | %10s | %8.2f M | %5u | %5s | %9s | %7u | %17s | %22s |\n", model,
+    printf("| %-16s | %10s | %8.2f M | %5u | %5s | %9s | %7u | %17s | %22s |\n", model,
            output_bytes(b->info.file_bytes).text, (double)b->info.parameters / 1e6, o->ranks, args_split_name(o->split),
            kv, o->threads, name, rate);
     fflush(stdout);
@@ -159,7 +157,7 @@ static rs_status run_test(bench *b, const test *t) {
     for (uint32_t i = 0; i <= b->args->repetitions; i++) {
         progress bar;
         snprintf(label, sizeof label, "%s, %u/%u", name, i, b->args->repetitions);
-        progress_begin(&bar, label, b->args->quiet);
+        progress_begin(&bar, label, count_evaluated(t), b->args->quiet);
         rs_status status = measure(b, t, &bar, i == 0 ? &warm_up_s : &b->seconds[i - 1]);
         progress_end(&bar);
         if (status != RS_OK) return status;

@@ -11,9 +11,9 @@ static bool fits(const rs_plan_info *info) {
 static int print_json(const args *a, const rs_model_info *model, const rs_plan *plan, const rs_plan_info *info) {
     return output_json(json_pack(
         "{so so so s{sI sI sI sI sI sI} sI si sb}", "model", report_model(a->model, model), "options",
-        report_options(&info->options), "ranks", report_ranks(plan), "bytes", "weights_file", (json_int_t)info->weights,
-        "program", (json_int_t)info->program, "tables", (json_int_t)info->tables, "ranks", (json_int_t)info->ranks,
-        "total", (json_int_t)info->total, "limit", (json_int_t)info->limit, "context_max",
+        report_options(&info->options), "ranks", report_ranks(plan, info->options.context), "bytes", "weights_file",
+        (json_int_t)info->weights, "program", (json_int_t)info->program, "tables", (json_int_t)info->tables, "ranks",
+        (json_int_t)info->ranks, "total", (json_int_t)info->total, "limit", (json_int_t)info->limit, "context_max",
         (json_int_t)info->context_max, "page_tokens", (int)info->page_tokens, "fits", fits(info)));
 }
 
@@ -25,6 +25,7 @@ static int print_text(const rs_model_info *model, const rs_plan *plan, const rs_
            info->page_tokens, o->ranks, o->ranks == 1 ? "" : "s", args_split_name(o->split), args_kv_name(o->kv_k),
            args_kv_name(o->kv_v), o->chunk, o->threads);
     report_plan_table(plan, stdout);
+    printf("\nKV, weights read for a token, working and wire buffers in MiB.\n");
     printf("\nmodel file (shared by all ranks)  %14s\n", output_bytes(info->weights).text);
     printf("KV, activations, wire of all      %14s\n", output_bytes(info->ranks).text);
     printf("page table and token timeline     %14s\n", output_bytes(info->tables).text);

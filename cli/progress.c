@@ -10,26 +10,33 @@
 #include "base/clock.h"
 #include "cli/interrupt.h"
 
-enum { WIDTH_DEFAULT = 80, WIDTH_MAX = 200, BAR_MIN = 10, BAR_MAX = 40 };
+enum {
+    WIDTH_DEFAULT = 80,
+    WIDTH_MAX = 200,
+    WIDTH_SPARED = 3, /* the last column may wrap, and a terminal writes ^C behind the line */
+    BAR_MIN = 10,
+    BAR_MAX = 40,
+};
 
 static const double redraw_every_s = 0.1;
 
-void progress_begin(progress *p, const char *label, bool quiet) {
-    double now = clock_s();
-    *p = (progress){.label = label, .shown = !quiet && isatty(STDERR_FILENO), .redraw_s = now, .latest_s = now};
-}
-
-/* Writes the line of at most `width` columns, NUL-terminated, to out[width + 1]. seconds: left, negative if unknown. */
+/* Writes the line of at most `width` columns, NUL-terminated, to out[width + 1]; what matters least gives way first.
+ * seconds: left, negative if unknown. */
 static void write_line(char *out, size_t width, const char *label, size_t done, size_t total, double rate,
                        double seconds) {
-    char left[48] = "", tail[128];
+    char left[48] = "", speed[32] = "", tail[128];
     double share = total > 0 ? (double)done / (double)total : 0;
     if (seconds >= 0) {
         unsigned long whole = seconds < 359999 ? (unsigned long)ceil(seconds) : 359999; /* 99:59:59 */
         snprintf(left, sizeof left, "  ETA %lu:%02lu:%02lu", whole / 3600, whole / 60 % 60, whole % 60);
+        snprintf(speed, sizeof speed, "  %.0f tok/s", rate);
     }
-    int n_tail = snprintf(tail, sizeof tail, " %3.0f%%  %zu/%zu  %.0f tok/s%s", 100 * share, done, total, rate, left);
+    int n_tail = snprintf(tail, sizeof tail, " %3.0f%%  %zu/%zu%s%s", 100 * share, done, total, speed, left);
     size_t taken = strlen(label) + (size_t)n_tail + 3; /* a space and two brackets */
+    if (taken - 3 > width) {
+        snprintf(out, width + 1, "%s %3.0f%%%s", label, 100 * share, left);
+        return;
+    }
     if (taken + BAR_MIN > width) {
         snprintf(out, width + 1, "%s%s", label, tail);
         return;
@@ -45,12 +52,19 @@ static void write_line(char *out, size_t width, const char *label, size_t done, 
 static void draw(progress *p, size_t done, size_t total) {
     struct winsize size = {0};
     char line[WIDTH_MAX + 1];
-    size_t width = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 ? size.ws_col : WIDTH_DEFAULT;
-    width = width - 1 < WIDTH_MAX ? width - 1 : WIDTH_MAX; /* the last column may wrap */
+    size_t width =
+        ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > WIDTH_SPARED ? size.ws_col : WIDTH_DEFAULT;
+    width = width - WIDTH_SPARED < WIDTH_MAX ? width - WIDTH_SPARED : WIDTH_MAX;
     double seconds = p->rate > 0 ? (double)(total - done) / p->rate : -1;
     write_line(line, width, p->label, done, total, p->rate, seconds);
     fprintf(stderr, "\r%s\033[K", line);
     p->drawn = true;
+}
+
+void progress_begin(progress *p, const char *label, size_t total, bool quiet) {
+    double now = clock_s();
+    *p = (progress){.label = label, .shown = !quiet && isatty(STDERR_FILENO), .redraw_s = now, .latest_s = now};
+    if (p->shown) draw(p, 0, total);
 }
 
 bool progress_update(void *user, size_t done, size_t total) {

@@ -14,8 +14,9 @@ typedef struct progress {
     size_t latest_done;
 } progress;
 
-/* `label` is to live until progress_end. Nothing is ever drawn when `quiet` or when stderr is no terminal. */
-void progress_begin(progress *p, const char *label, bool quiet);
+/* Draws the line of nothing done. `label` is to live until progress_end. Nothing is ever drawn when `quiet` or when
+ * stderr is no terminal. */
+void progress_begin(progress *p, const char *label, size_t total, bool quiet);
 
 /* An rs_progress whose user is a progress; returns false after Ctrl-C. Draws at most ten times a second. */
 bool progress_update(void *user, size_t done, size_t total);

@@ -29,14 +29,15 @@ static json_t *span(uint32_t begin, uint32_t end) {
     return json_pack("[ii]", (int)begin, (int)end);
 }
 
-json_t *report_ranks(const rs_plan *plan) {
+json_t *report_ranks(const rs_plan *plan, size_t length) {
     rs_plan_info info;
     json_t *ranks = json_array();
     rs_plan_describe(plan, &info);
     for (uint32_t i = 0; i < info.options.ranks; i++) {
         rs_plan_rank r;
         rs_plan_describe_rank(plan, i, &r);
-        json_t *rank = json_pack("{si si sI sI sI sI so so so so}", "rank", (int)i, "pages", (int)r.pages, "kv_bytes",
+        json_t *rank = json_pack("{si sI si sI sI sI sI so so so so}", "rank", (int)i, "tokens",
+                                 (json_int_t)rs_plan_tokens(plan, i, length), "pages", (int)r.pages, "kv_bytes",
                                  (json_int_t)r.kv, "weights_bytes", (json_int_t)r.weights, "activations_bytes",
                                  (json_int_t)r.activations, "wire_bytes", (json_int_t)r.wire, "layers",
                                  span(r.layer_begin, r.layer_end), "heads", span(r.head_begin, r.head_end), "ffn",
@@ -55,10 +56,12 @@ static void cell_mib(table_text *table, uint64_t bytes) {
 
 /* The first and last of [begin, end). */
 static void cell_span(table_text *table, uint32_t begin, uint32_t end) {
-    if (begin < end) {
-        output_cell(table, "%u-%u", begin, end - 1);
-    } else {
+    if (begin >= end) {
         output_cell(table, "-");
+    } else if (begin + 1 == end) {
+        output_cell(table, "%u", begin);
+    } else {
+        output_cell(table, "%u-%u", begin, end - 1);
     }
 }
 
@@ -70,16 +73,19 @@ static table_text *table_open(const char *const *headers, size_t columns) {
     return table;
 }
 
-void report_kv_table(const rs_plan *plan, FILE *file) {
-    static const char *const headers[] = {"rank", "pages", "KV MiB"};
+void report_kv_table(const rs_plan *plan, size_t length, FILE *file) {
+    static const char *const headers[] = {"rank", "tokens held", "pages held", "pages reserved", "KV MiB reserved"};
     rs_plan_info info;
-    table_text *table = table_open(headers, 3);
+    table_text *table = table_open(headers, 5);
     if (table == NULL) return;
     rs_plan_describe(plan, &info);
     for (uint32_t i = 0; i < info.options.ranks; i++) {
         rs_plan_rank r;
         rs_plan_describe_rank(plan, i, &r);
+        size_t tokens = rs_plan_tokens(plan, i, length);
         output_cell(table, "%u", i);
+        output_cell(table, "%zu", tokens);
+        output_cell(table, "%zu", (tokens + info.page_tokens - 1) / info.page_tokens);
         output_cell(table, "%u", r.pages);
         cell_mib(table, r.kv);
     }
@@ -88,8 +94,8 @@ void report_kv_table(const rs_plan *plan, FILE *file) {
 }
 
 void report_plan_table(const rs_plan *plan, FILE *file) {
-    static const char *const headers[] = {"rank",  "layers", "heads",           "ffn",     "vocab", "weights MiB",
-                                          "pages", "KV MiB", "activations MiB", "wire MiB"};
+    static const char *const headers[] = {"rank",  "layers", "heads",   "ffn",     "vocab",
+                                          "pages", "KV MiB", "weights", "buffers", "wire"};
     rs_plan_info info;
     table_text *table = table_open(headers, 10);
     if (table == NULL) return;
@@ -102,9 +108,9 @@ void report_plan_table(const rs_plan *plan, FILE *file) {
         cell_span(table, r.head_begin, r.head_end);
         cell_span(table, r.ffn_begin, r.ffn_end);
         cell_span(table, r.vocab_begin, r.vocab_end);
-        cell_mib(table, r.weights);
         output_cell(table, "%u", r.pages);
         cell_mib(table, r.kv);
+        cell_mib(table, r.weights);
         cell_mib(table, r.activations);
         cell_mib(table, r.wire);
     }

@@ -45,9 +45,14 @@ static int render_prompt(run *r, char **text, size_t *bytes, unsigned *flags) {
     int code = input_read(a, text, bytes);
     if (code != 0 || a->raw) return code;
     if (r->info.chat_template == NULL) {
-        if (a->system == NULL) return 0;
-        return output_refuse("--system needs a chat template, and this model has none");
+        if (a->system != NULL) return output_refuse("--system needs a chat template, and this model has none");
+        if (!a->quiet) {
+            fputs("ringspan: note: this model has no chat template, so it continues the prompt as with --raw\n",
+                  stderr);
+        }
+        return 0;
     }
+    if (*bytes == 0) return output_refuse("the prompt is empty; give -p TEXT or -f FILE");
     if (memchr(*text, 0, *bytes) != NULL) {
         return output_refuse("the prompt holds a NUL byte, which a chat cannot; remove it or use --raw");
     }
@@ -218,7 +223,7 @@ static rs_status generate(run *r) {
     progress bar;
     const float *logits = NULL;
     double begun_s = clock_s();
-    progress_begin(&bar, "prefill", r->args->quiet);
+    progress_begin(&bar, "prefill", r->n_prompt, r->args->quiet);
     rs_status status = rs_session_eval(r->session, r->tokens, r->n_prompt, progress_update, &bar, &logits);
     progress_end(&bar);
     r->prefill_s = clock_s() - begun_s;
@@ -258,22 +263,44 @@ static int print_json(run *r) {
                                 (json_int_t)n_prefilled, "prefill_s", r->prefill_s, "prefill_tokens_per_s",
                                 rate(n_prefilled, r->prefill_s), "decode_tokens", (json_int_t)n_decoded, "decode_s",
                                 r->decode_s, "decode_tokens_per_s", rate(n_decoded, r->decode_s), "ttft_s", r->ttft_s);
-    json_t *object = json_pack("{so so so so ss sI so so}", "model", report_model(r->args->model, &r->info), "options",
-                               report_options(&plan.options), "text", output_string(r->text, r->text_bytes), "tokens",
-                               tokens, "finish_reason", r->finish, "seed", (json_int_t)r->sampling.seed, "timings",
-                               timings, "ranks", report_ranks(rs_engine_plan(r->engine)));
+    json_t *object =
+        json_pack("{so so so so ss sI so so}", "model", report_model(r->args->model, &r->info), "options",
+                  report_options(&plan.options), "text", output_string(r->text, r->text_bytes), "tokens", tokens,
+                  "finish_reason", r->finish, "seed", (json_int_t)r->sampling.seed, "timings", timings, "ranks",
+                  report_ranks(rs_engine_plan(r->engine), rs_session_length(r->session)));
     if (object != NULL && r->logprobs != NULL) json_object_set(object, "logprobs", r->logprobs);
     return output_json(object);
 }
 
+static const char *finish_text(const run *r) {
+    static const struct {
+        const char *finish, *text;
+    } texts[] = {
+        {"stop", "ended by the model"},
+        {"length", "ended by -n"},
+        {"context", "ended by the full context"},
+        {"cancelled", "stopped by Ctrl-C"},
+    };
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        if (strcmp(r->finish, texts[i].finish) == 0) return texts[i].text;
+    }
+    return r->finish;
+}
+
 static void print_summary(const run *r) {
-    size_t n_prefilled = count_prefilled(r), n_decoded = count_decoded(r);
-    fprintf(stderr,
-            "\nprompt %zu of %zu tokens, %.1f tokens/s; generated %zu tokens, %.1f tokens/s; first token after %.2f s; "
-            "%s\n",
-            n_prefilled, r->n_prompt, rate(n_prefilled, r->prefill_s), r->n_tokens - r->n_prompt,
-            rate(n_decoded, r->decode_s), r->ttft_s, r->finish);
-    report_kv_table(rs_engine_plan(r->engine), stderr);
+    size_t n_prefilled = count_prefilled(r), n_generated = r->n_tokens - r->n_prompt, n_decoded = count_decoded(r);
+    fprintf(stderr, "\nprompt     %7zu ", n_prefilled);
+    if (n_prefilled < r->n_prompt) fprintf(stderr, "of %zu ", r->n_prompt);
+    fprintf(stderr, "tokens  %8.1f tokens/s", rate(n_prefilled, r->prefill_s));
+    if (r->n_picked > 0) fprintf(stderr, "  first token after %.2f s", r->ttft_s);
+    fprintf(stderr, "\ngenerated  %7zu tokens  ", n_generated);
+    if (n_decoded > 0) {
+        fprintf(stderr, "%8.1f tokens/s", rate(n_decoded, r->decode_s));
+    } else {
+        fprintf(stderr, "%17s", "");
+    }
+    fprintf(stderr, "  %s\n\n", finish_text(r));
+    report_kv_table(rs_engine_plan(r->engine), rs_session_length(r->session), stderr);
 }
 
 static void close_all(run *r) {

@@ -100,7 +100,8 @@ static rs_status refuse(const rs_plan_info *info) {
     const double mib = 1024.0 * 1024.0;
     if (info->context_max == 0) {
         return status_fail(RS_LIMIT,
-                           "the model needs %.1f MiB with any context and %.1f MiB are allowed; no context fits",
+                           "the model needs %.1f MiB with any context and %.1f MiB are allowed; no context fits, "
+                           "so allow more memory or use a smaller model",
                            (double)(info->weights + info->program) / mib, (double)info->limit / mib);
     }
     return status_fail(RS_LIMIT,

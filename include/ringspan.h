@@ -154,7 +154,7 @@ typedef struct rs_plan_rank {
     uint64_t kv;          /* bytes reserved for KV pages */
     uint64_t activations; /* bytes of working buffers */
     uint64_t wire;        /* bytes of buffers for exchange with other ranks */
-    uint32_t pages;       /* KV pages of a full context, of one full-attention layer */
+    uint32_t pages;       /* KV pages of a full context, of one full-attention layer; 0 on a rank without KV */
     uint32_t layer_begin, layer_end;
     uint32_t head_begin, head_end; /* query heads it projects when decoding */
     uint32_t ffn_begin, ffn_end;
@@ -179,6 +179,9 @@ rs_status rs_plan_make(const rs_model *model, const rs_options *options, rs_plan
 void rs_plan_free(rs_plan *plan);
 void rs_plan_describe(const rs_plan *plan, rs_plan_info *out);
 void rs_plan_describe_rank(const rs_plan *plan, uint32_t rank, rs_plan_rank *out);
+
+/* Tokens whose KV (of its layers and heads) lies on `rank` when a session holds `length` tokens. */
+size_t rs_plan_tokens(const rs_plan *plan, uint32_t rank, size_t length);
 
 /* ---- 5. Engine and session ------------------------------------------------------------------------------------ */
 

@@ -58,21 +58,19 @@ static void tidy_message(const char *message, char *out, size_t capacity) {
         memcpy(out + written, control ? " " : message + i, control ? 1 : n);
         written += control ? 1 : n;
     }
-    while (written > 0 && (out[written - 1] == ' ' || out[written - 1] == '.')) written--; /* Ours ends the sentence. */
+    while (written > 0 && (out[written - 1] == ' ' || out[written - 1] == '.')) written--; /* More may follow. */
     out[written] = '\0';
 }
 
 static rs_status reported(const char *kind, const char *message) {
     char text[400];
     tidy_message(message, text, sizeof text);
-    if (strcmp(kind, "format") == 0) return status_fail(RS_BAD_FORMAT, "The chat template failed: %s.", text);
-    if (strcmp(kind, "limit") == 0) return status_fail(RS_LIMIT, "The chat template was ended: %s.", text);
+    if (strcmp(kind, "format") == 0) return status_fail(RS_BAD_FORMAT, "the chat template failed: %s", text);
+    if (strcmp(kind, "limit") == 0) return status_fail(RS_LIMIT, "the chat template was ended: %s", text);
     if (strcmp(kind, "unsupported") == 0)
         return status_fail(RS_UNSUPPORTED,
-                           "Chat templates need Python 3 with Jinja2 3.1, but %s; install python3-jinja2, or use raw "
-                           "completion.",
-                           text);
-    return status_fail(RS_IO, "The chat template's helper reported a failure of unknown kind.");
+                           "chat templates need Python 3 with Jinja2 3.1, but %s; install python3-jinja2", text);
+    return status_fail(RS_IO, "the chat template's helper reported a failure of unknown kind");
 }
 
 rs_status chat_template_reply(const char *data, size_t bytes, char **text) {
@@ -81,11 +79,11 @@ rs_status chat_template_reply(const char *data, size_t bytes, char **text) {
     json_t *reply = json_loadb(data, bytes, JSON_REJECT_DUPLICATES, NULL);
     if (json_unpack(reply, "{s:s!}", "text", &got) == 0) {
         *text = strdup(got);
-        if (*text == NULL) status = status_fail(RS_NO_MEMORY, "No memory for %zu bytes of prompt.", strlen(got));
+        if (*text == NULL) status = status_fail(RS_NO_MEMORY, "no memory for %zu bytes of prompt", strlen(got));
     } else if (json_unpack(reply, "{s:s, s:s!}", "error", &kind, "message", &message) == 0) {
         status = reported(kind, message);
     } else {
-        status = status_fail(RS_IO, "The chat template's helper sent %zu bytes that are no reply.", bytes);
+        status = status_fail(RS_IO, "the chat template's helper sent %zu bytes that are no reply", bytes);
     }
     json_decref(reply);
     return status;
@@ -161,18 +159,18 @@ static rs_status failed(chat_template *t, outcome o, const char *doing, double s
     int how = stop(t);
     switch (o) {
     case LATE:
-        return status_fail(RS_LIMIT, "%s took longer than %g s, and was ended.", doing, seconds);
+        return status_fail(RS_LIMIT, "%s took longer than %g s, and was ended", doing, seconds);
     case TOO_LONG:
-        return status_fail(RS_LIMIT, "%s gave more than the %d bytes allowed, and was ended.", doing,
+        return status_fail(RS_LIMIT, "%s gave more than the %d bytes allowed, and was ended", doing,
                            CHAT_REPLY_BYTES_MAX);
     case NO_MEMORY:
-        return status_fail(RS_NO_MEMORY, "%s: no memory for the reply.", doing);
+        return status_fail(RS_NO_MEMORY, "%s: no memory for the reply", doing);
     default:
         break;
     }
     if (how != -1 && WIFSIGNALED(how))
-        return status_fail(RS_IO, "%s: the helper process was ended by signal %d.", doing, WTERMSIG(how));
-    return status_fail(RS_IO, "%s: the helper process ended (status %d).", doing, how == -1 ? -1 : WEXITSTATUS(how));
+        return status_fail(RS_IO, "%s: the helper process was ended by signal %d", doing, WTERMSIG(how));
+    return status_fail(RS_IO, "%s: the helper process ended (status %d)", doing, how == -1 ? -1 : WEXITSTATUS(how));
 }
 
 /* The few variables that finding and starting an interpreter may need, and the time zone; none of the others, which
@@ -231,7 +229,7 @@ no_attributes:
 static rs_status start(chat_template *t, const char *interpreter) {
     int ends[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
-        return status_fail(RS_IO, "No socket for the chat template's helper: %s.", strerror(errno));
+        return status_fail(RS_IO, "no socket for the chat template's helper: %s", strerror(errno));
     pid_t helper;
     int error = spawn(interpreter, ends[1], &helper);
     close(ends[1]);
@@ -253,7 +251,7 @@ static rs_status start(chat_template *t, const char *interpreter) {
         snprintf(message, sizeof message, "%s ended before it was ready", interpreter);
         status = reported("unsupported", message);
     } else if (o != ANSWERED) {
-        status = failed(t, o, "Starting the chat template's helper", START_S);
+        status = failed(t, o, "starting the chat template's helper", START_S);
     } else {
         char *ready = NULL;
         status = chat_template_reply(l.data, l.bytes, &ready);
@@ -287,22 +285,22 @@ rs_status chat_template_open(str source, str bos, str eos, chat_template **out) 
     const str texts[] = {source, bos, eos};
     static const char *const names[] = {"source", "BOS token", "EOS token"};
     if (source.bytes > CHAT_SOURCE_BYTES_MAX)
-        return status_fail(RS_LIMIT, "The chat template has %zu bytes, and at most %d are read.", source.bytes,
+        return status_fail(RS_LIMIT, "the chat template has %zu bytes, and at most %d are read", source.bytes,
                            CHAT_SOURCE_BYTES_MAX);
     for (size_t i = 0; i < 3; i++) {
         size_t valid = valid_bytes(texts[i]);
         if (valid < texts[i].bytes)
-            return status_fail(RS_BAD_FORMAT, "The chat template's %s is not UTF-8 at byte %zu.", names[i], valid);
+            return status_fail(RS_BAD_FORMAT, "the chat template's %s is not UTF-8 at byte %zu", names[i], valid);
     }
     chat_template *t = calloc(1, sizeof *t);
-    if (t == NULL) return status_fail(RS_NO_MEMORY, "No memory for a chat template.");
+    if (t == NULL) return status_fail(RS_NO_MEMORY, "no memory for a chat template");
     pthread_mutex_init(&t->lock, NULL);
     t->source = json_stringn(source.data ? source.data : "", source.bytes);
     t->bos = json_stringn(bos.data ? bos.data : "", bos.bytes);
     t->eos = json_stringn(eos.data ? eos.data : "", eos.bytes);
     if (!t->source || !t->bos || !t->eos) {
         chat_template_close(t);
-        return status_fail(RS_NO_MEMORY, "No memory for a chat template of %zu bytes.", source.bytes);
+        return status_fail(RS_NO_MEMORY, "no memory for a chat template of %zu bytes", source.bytes);
     }
     *out = t;
     return RS_OK;
@@ -319,24 +317,24 @@ void chat_template_close(chat_template *t) {
 }
 
 static rs_status check_messages(const rs_message *messages, size_t count) {
-    if (messages == NULL && count > 0) return status_fail(RS_BAD_ARGUMENT, "The messages are NULL.");
+    if (messages == NULL && count > 0) return status_fail(RS_BAD_ARGUMENT, "the messages are NULL");
     size_t total = 0;
     for (size_t i = 0; i < count; i++) {
         const char *const fields[] = {messages[i].role, messages[i].content};
         static const char *const names[] = {"role", "content"};
         for (size_t k = 0; k < 2; k++) {
             if (fields[k] == NULL)
-                return status_fail(RS_BAD_ARGUMENT, "The %s of message %zu is NULL.", names[k], i + 1);
+                return status_fail(RS_BAD_ARGUMENT, "the %s of message %zu is NULL", names[k], i + 1);
             str text = str_of(fields[k]);
             size_t valid = valid_bytes(text);
             if (valid < text.bytes)
-                return status_fail(RS_BAD_ARGUMENT, "The %s of message %zu is not UTF-8 at byte %zu.", names[k], i + 1,
+                return status_fail(RS_BAD_ARGUMENT, "the %s of message %zu is not UTF-8 at byte %zu", names[k], i + 1,
                                    valid);
             total += text.bytes;
         }
     }
     if (total > CHAT_TEXT_BYTES_MAX)
-        return status_fail(RS_LIMIT, "The messages have %zu bytes, and at most %d are rendered.", total,
+        return status_fail(RS_LIMIT, "the messages have %zu bytes, and at most %d are rendered", total,
                            CHAT_TEXT_BYTES_MAX);
     return RS_OK;
 }
@@ -380,7 +378,7 @@ static rs_status converse(chat_template *t, const char *request, size_t bytes, c
         o = ask(t, request, bytes, &reply);
     }
     if (o != ANSWERED) {
-        status = failed(t, o, "Rendering the chat template", RENDER_S);
+        status = failed(t, o, "rendering the chat template", RENDER_S);
         goto out;
     }
     status = chat_template_reply(reply.data, reply.bytes, text);
@@ -395,7 +393,7 @@ rs_status chat_template_render(chat_template *t, const rs_message *messages, siz
                                char **text) {
     RS_TRY(check_messages(messages, count));
     char *request = request_new(t, messages, count, add_generation_prompt);
-    if (request == NULL) return status_fail(RS_NO_MEMORY, "No memory for a chat of %zu messages.", count);
+    if (request == NULL) return status_fail(RS_NO_MEMORY, "no memory for a chat of %zu messages", count);
     size_t bytes = strlen(request);
     request[bytes] = '\n';
     pthread_mutex_lock(&t->lock);

@@ -85,6 +85,12 @@ static rs_status complete_options(rs_plan *p, const rs_model *model, const rs_op
 
 /* ---- Bytes ---- */
 
+/* With tensor parallelism a rank may have no KV head, in a pipeline no layer. */
+static bool holds_kv(const rs_plan *p, uint32_t rank) {
+    const shard *s = &p->sharding.of[rank];
+    return range_count(s->kv_held) > 0 && range_count(s->layers) > 0;
+}
+
 /* Fills in p->deal (on p->memory), p->ranks, and the bytes of ranks and tables for one session of `context` tokens
  * (SIZE_MAX when they overflow). */
 static rs_status measure(rs_plan *p, uint32_t context) {
@@ -110,7 +116,7 @@ static rs_status measure(rs_plan *p, uint32_t context) {
         p->ranks[r].wire = buffers.forward.wire_bytes;
         p->ranks[r].activations = working.used - p->ranks[r].wire;
         p->ranks[r].kv = kv.used;
-        p->ranks[r].pages = cache.slots_full;
+        p->ranks[r].pages = holds_kv(p, r) ? cache.slots_full : 0;
         sum = size_add(sum, size_add(working.used, kv.used));
     }
     p->info.ranks = sum;
@@ -198,4 +204,13 @@ void rs_plan_describe(const rs_plan *p, rs_plan_info *out) {
 
 void rs_plan_describe_rank(const rs_plan *p, uint32_t rank, rs_plan_rank *out) {
     *out = p->ranks[rank];
+}
+
+size_t rs_plan_tokens(const rs_plan *p, uint32_t rank, size_t length) {
+    uint32_t tokens = length < p->options.context ? (uint32_t)length : p->options.context;
+    if (!holds_kv(p, rank)) return 0;
+    if (!p->sharding.pages_dealt) return tokens;
+    uint32_t full = tokens / PAGE_TOKENS, rest = tokens % PAGE_TOKENS;
+    bool holds_rest = rest > 0 && p->deal.owner[full] == rank;
+    return (size_t)deal_count(&p->deal, rank, full) * PAGE_TOKENS + (holds_rest ? rest : 0);
 }

@@ -94,6 +94,7 @@ FUNCTIONS = {
     "rs_plan_free": (None, c_void_p),
     "rs_plan_describe": (None, c_void_p, POINTER(PlanInfo)),
     "rs_plan_describe_rank": (None, c_void_p, c_uint32, POINTER(PlanRank)),
+    "rs_plan_tokens": (c_size_t, c_void_p, c_uint32, c_size_t),
     "rs_engine_open": (STATUS, c_void_p, POINTER(Options), POINTER(c_void_p)),
     "rs_engine_close": (None, c_void_p),
     "rs_engine_plan": (c_void_p, c_void_p),

@@ -244,7 +244,7 @@ static void template_errors(void **state) {
     (void)state;
     static const char *const sources[][2] = {
         {"{{ raise_exception('Only user and assistant roles, please.') }}",
-         "failed: Only user and assistant roles, please."},
+         "failed: Only user and assistant roles, please"},
         {"a\nb {% if %}", "(line 2)"},
         {"{% for m in messages %}", "end of template"},
         {"{{ nothing.at.all }}", "'nothing' is undefined"},
@@ -253,8 +253,8 @@ static void template_errors(void **state) {
         {"{% include '/etc/passwd' %}", "no loader"},
         {"{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"},
         {"{{ 'a\\0b' }}", "NUL"},
-        {"{{ raise_exception('one\ntwo\\u001b[31m\\u009b\\u2028three') }}", "failed: one two [31m three."},
-        {"{{ raise_exception('é' * 100000) }}", "éé."},
+        {"{{ raise_exception('one\ntwo\\u001b[31m\\u009b\\u2028three') }}", "failed: one two [31m three"},
+        {"{{ raise_exception('é' * 100000) }}", "éé"},
     };
     for (size_t i = 0; i < SIZE(sources); i++) expect_failure(sources[i][0], RS_BAD_FORMAT, sources[i][1]);
 }
@@ -278,7 +278,7 @@ static void the_sandbox_holds(void **state) {
         "{% set f = '{0.__class__.__init__.__globals__}'.format_map %}{{ f({'0': messages}) }}",
         "{{ range(100001) | length }}",
     };
-    for (size_t i = 0; i < SIZE(sources); i++) expect_failure(sources[i], RS_BAD_FORMAT, "The chat template failed: ");
+    for (size_t i = 0; i < SIZE(sources); i++) expect_failure(sources[i], RS_BAD_FORMAT, "the chat template failed: ");
 }
 
 static void time_and_memory_are_limited(void **state) {

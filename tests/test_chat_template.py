@@ -401,7 +401,7 @@ def test_without_python(tmp_path, monkeypatch):
     with Ours(lib, "x") as ours:
         monkeypatch.setenv("PATH", "/nonexistent")
         status, text = ours.render([])
-        assert status == UNSUPPORTED and "install python3-jinja2, or use raw completion" in text
+        assert status == UNSUPPORTED and "install python3-jinja2" in text
         assert "cannot be started: No such file" in text
         # The python3 of PATH is the second choice, and found as soon as it is there.
         (tmp_path / "bin").mkdir()
