@@ -54,8 +54,8 @@ def check_logits(golden, prompt, ours):
 
 
 def check_greedy(golden, prompt, session, logits, count):
-    """Follows the oracle's tokens, whatever ours would have been, so that one near tie hides nothing after it. Gives the
-    number of tokens whose margin was large enough to decide: six deviations of the difference of two logits."""
+    """Follows the oracle's tokens, whatever ours would have been, so that one near tie hides nothing after it. Gives
+    the number of tokens whose margin was large enough to decide: six deviations of the difference of two logits."""
     margin_min = 6 * np.sqrt(2) * BOUND * spread(prompt)
     tokens, decided = list(prompt["tokens"]), 0
     for step, (token, margin) in enumerate(zip(prompt["greedy"][:count], prompt["margins"])):
@@ -77,7 +77,7 @@ def test_every_prompt(case, ranks, split):
             check_logits(golden, prompt, logits)
             decided += check_greedy(golden, prompt, session, logits, len(prompt["greedy"]))
             total += len(prompt["greedy"])
-    assert decided > 0.7 * total
+    assert decided > 0.9 * total
 
 
 @pytest.mark.parametrize("ranks,split", SHORT)
