@@ -106,6 +106,7 @@ rs_status rs_session_eval(rs_session *s, const int32_t *tokens, size_t count, rs
 }
 
 rs_status rs_session_fill(rs_session *s, size_t count, uint64_t seed) {
+    if (s == NULL) return status_fail(RS_BAD_ARGUMENT, "rs_session_fill needs a session");
     RS_TRY(check_room(s, count));
     RS_TRY(engine_run(s->engine, &(command){.kind = COMMAND_FILL, .length = (uint32_t)count, .seed = seed}));
     memset(s->tokens, 0, count * sizeof *s->tokens);

@@ -124,14 +124,31 @@ static rs_status measure(rs_plan *p, uint32_t context) {
     return RS_OK;
 }
 
-/* The largest context, a whole number of pages, whose bytes fit `allowed`. The bytes grow with the context, so halving
- * finds it. */
+/* Whether the ranks' and tables' bytes of a context fit `allowed`. */
+static rs_status context_fits(rs_plan *p, uint32_t pages, uint64_t allowed, bool *fits) {
+    RS_TRY(measure(p, pages * PAGE_TOKENS));
+    *fits = size_add(p->info.ranks, p->info.tables) <= allowed;
+    return RS_OK;
+}
+
+/* The largest context, a whole number of pages, that fits. The bytes grow with the context: doubling finds a context
+ * that does not fit, so that time goes with the answer and not with CONTEXT_LIMIT, then halving the largest that does.
+ */
 static rs_status largest_context(rs_plan *p, uint64_t allowed, uint32_t *out) {
-    uint32_t fits = 0, too_many = CONTEXT_LIMIT / PAGE_TOKENS + 1;
+    const uint32_t most = CONTEXT_LIMIT / PAGE_TOKENS;
+    uint32_t fits = 0, too_many = 1;
+    bool fit = true;
+    while (too_many <= most) {
+        RS_TRY(context_fits(p, too_many, allowed, &fit));
+        if (!fit) break;
+        fits = too_many;
+        too_many *= 2;
+    }
+    if (too_many > most) too_many = most + 1;
     while (too_many - fits > 1) {
         uint32_t middle = fits + (too_many - fits) / 2;
-        RS_TRY(measure(p, middle * PAGE_TOKENS));
-        if (size_add(p->info.ranks, p->info.tables) <= allowed) {
+        RS_TRY(context_fits(p, middle, allowed, &fit));
+        if (fit) {
             fits = middle;
         } else {
             too_many = middle;

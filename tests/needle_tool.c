@@ -1,5 +1,6 @@
 /* needle_tool.c: for test_needle.py: evaluates a text on some ranks, continues it greedily, and prints as JSON the
- * logits that decided; then takes each KV page away in turn and prints how far the logits of the last token move.
+ * logits that decided; then prints logits of the text's last token (every 16th) and how far they move when each KV page
+ * is taken away in turn.
  *
  *     needle_tool MODEL RANKS KV(f16|q8_0|q4_0) TEXT_FILE CONTINUATION REMOVE(0|1) */
 #include <math.h>
@@ -9,7 +10,7 @@
 
 #include "engine/engine.h"
 
-enum { TOKENS_MAX = 16384, OWNER_NOBODY = 0xFF };
+enum { TOKENS_MAX = 16384, OWNER_NOBODY = 0xFF, LOGITS_STRIDE = 16 };
 
 static void check(rs_status status) {
     if (status == RS_OK) return;
@@ -26,10 +27,10 @@ static size_t read_text(const char *path, char **text) {
     return bytes;
 }
 
-static int32_t best_but(const float *logits, uint32_t vocab, int32_t not ) {
-    int32_t best = not == 0 ? 1 : 0;
+static int32_t best_but(const float *logits, uint32_t vocab, int32_t wanted) {
+    int32_t best = wanted == 0 ? 1 : 0;
     for (int32_t i = 0; i < (int32_t)vocab; i++) {
-        if (i != not &&logits[i] > logits[best]) best = i;
+        if (i != wanted && logits[i] > logits[best]) best = i;
     }
     return best;
 }
@@ -50,7 +51,9 @@ static void remove_pages(rs_engine *e, rs_session *s, const int32_t *tokens, siz
     float *whole = malloc(vocab * sizeof *whole);
     check(rs_session_eval(s, tokens, count, NULL, NULL, &logits));
     memcpy(whole, logits, vocab * sizeof *whole);
-    printf(", \"removed\": [");
+    printf(", \"logits\": [");
+    for (uint32_t i = 0; i < vocab; i += LOGITS_STRIDE) printf("%s%.6f", i ? ", " : "", (double)whole[i]);
+    printf("], \"removed\": [");
     for (uint32_t page = 0; page < (count - 1) / PAGE_TOKENS; page++) {
         uint8_t owner = e->plan->deal.owner[page];
         e->plan->deal.owner[page] = OWNER_NOBODY;

@@ -1,0 +1,361 @@
+/* test_engine.c: laws of sessions on tiny models made here: for the sanitizers, which see ranks, threads and every
+ * split at work. Families, formats and sizes in plenty are test_engine.py's and test_matrix.py's. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+#include <pthread.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "ringspan.h"
+#include "tests/tiny_gguf.h"
+
+enum { CONTEXT = 512, PROMPT = 200, VOCAB = 259, MODELS = 2 };
+
+/* Shapes that two and three ranks do not divide. A window of 20 leaves a ring of three pages behind. */
+static const tiny_shape shapes[MODELS] = {
+    {"llama", 48, 5, 5, 32, 70, 2, VOCAB, CONTEXT, 0},
+    {"gemma3", 40, 6, 3, 32, 50, 7, VOCAB, CONTEXT, 20},
+};
+static rs_model *models[MODELS];
+
+/* ||a - b|| / ||b||. Float arithmetic in another order is 1e-6 off; a K or V value that falls on the other side of a
+ * rounding boundary of the f16 cache costs up to 1e-4, of a cache of 8 or 4 bits up to a hundred times that. */
+static const double CLOSE_F16 = 1e-3, CLOSE_QUANTISED = 0.1;
+
+static void check(rs_status status) {
+    if (status != RS_OK) fail_msg("%s: %s", rs_status_name(status), rs_last_error());
+}
+
+static int open_models(void **unused) {
+    (void)unused;
+    for (int i = 0; i < MODELS; i++) {
+        char path[] = "/tmp/ringspan_tiny_XXXXXX";
+        int file = mkstemp(path);
+        assert_true(file >= 0);
+        close(file);
+        assert_true(tiny_write(&shapes[i], 1 + (uint64_t)i, path));
+        check(rs_model_open(path, &models[i]));
+        unlink(path);
+    }
+    return 0;
+}
+
+static int close_models(void **unused) {
+    (void)unused;
+    for (int i = 0; i < MODELS; i++) rs_model_close(models[i]);
+    return 0;
+}
+
+/* ---- Helpers ---- */
+
+typedef struct run {
+    rs_engine *engine;
+    rs_session *session;
+} run;
+
+static rs_options options_of(uint32_t ranks, rs_split split, uint32_t threads) {
+    rs_options o;
+    rs_options_init(&o);
+    o.context = CONTEXT;
+    o.memory_limit = (uint64_t)4 << 30; /* a sanitizer's own memory is in the sum */
+    o.chunk = 64;
+    o.ranks = ranks;
+    o.split = split;
+    o.threads = threads;
+    return o;
+}
+
+static run begin(const rs_model *model, const rs_options *o) {
+    run r;
+    check(rs_engine_open(model, o, &r.engine));
+    check(rs_session_open(r.engine, &r.session));
+    return r;
+}
+
+static void end(run *r) {
+    rs_session_close(r->session);
+    rs_engine_close(r->engine);
+}
+
+static void random_tokens(int32_t *tokens, size_t count, uint64_t seed) {
+    for (size_t i = 0; i < count; i++) tokens[i] = (int32_t)(random_next(&seed) % VOCAB);
+}
+
+static void eval(run *r, const int32_t *tokens, size_t count, float out[VOCAB]) {
+    const float *logits;
+    check(rs_session_eval(r->session, tokens, count, NULL, NULL, &logits));
+    memcpy(out, logits, VOCAB * sizeof *out);
+    assert_int_equal(rs_session_length(r->session), count);
+}
+
+/* The logits of a fresh session. */
+static void eval_fresh(const rs_model *model, const rs_options *o, const int32_t *tokens, size_t count,
+                       float out[VOCAB]) {
+    run r = begin(model, o);
+    eval(&r, tokens, count, out);
+    end(&r);
+}
+
+static double distance(const float *a, const float *b) {
+    double difference = 0.0, norm = 0.0;
+    for (int i = 0; i < VOCAB; i++) {
+        difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        norm += (double)b[i] * b[i];
+    }
+    return sqrt(difference / norm);
+}
+
+static void assert_close(const float *a, const float *b, double bound) {
+    double seen = distance(a, b);
+    if (!(seen < bound)) fail_msg("the logits are %g apart, allowed are %g", seen, bound);
+}
+
+/* ---- Laws ---- */
+
+/* Every split on one to three ranks and one to five threads gives one rank's logits, from a prompt of several chunks,
+ * one token and a few tokens; and the threads change no bit. */
+static void test_ranks_and_threads_change_nothing(void **unused) {
+    (void)unused;
+    int32_t tokens[PROMPT];
+    static float reference[3][VOCAB], one[3][VOCAB], got[3][VOCAB];
+    const size_t counts[3] = {PROMPT - 8, PROMPT - 7, PROMPT};
+    random_tokens(tokens, PROMPT, 5);
+    for (int m = 0; m < MODELS; m++) {
+        for (uint32_t ranks = 1; ranks <= 3; ranks++) {
+            for (rs_split split = RS_SPLIT_R1; split < (ranks == 1 ? RS_SPLIT_R2 : RS_SPLITS); split++) {
+                for (uint32_t threads = 1; threads <= 5; threads += 2) {
+                    rs_options o = options_of(ranks, split, threads);
+                    run r = begin(models[m], &o);
+                    for (int i = 0; i < 3; i++) eval(&r, tokens, counts[i], got[i]);
+                    end(&r);
+                    if (threads == 1) memcpy(one, got, sizeof one);
+                    if (ranks == 1 && threads == 1) memcpy(reference, got, sizeof reference);
+                    assert_memory_equal(got, one, sizeof one);
+                    for (int i = 0; i < 3; i++) assert_close(got[i], reference[i], CLOSE_F16);
+                }
+            }
+        }
+        assert_true(distance(reference[0], reference[2]) > 0.1);
+    }
+}
+
+static void test_kernels_and_formats(void **unused) {
+    (void)unused;
+    static const char *const kernels[] = {"ref", "portable", NULL};
+    int32_t tokens[PROMPT];
+    float reference[VOCAB], got[VOCAB];
+    random_tokens(tokens, PROMPT, 6);
+    for (int m = 0; m < MODELS; m++) {
+        for (int kv = RS_KV_F16; kv < RS_KV_FORMATS; kv++) {
+            for (int k = 0; k < 3; k++) {
+                rs_options o = options_of(k == 0 ? 1 : 3, RS_SPLIT_AUTO, 4);
+                o.kernels = kernels[k];
+                o.kv_k = o.kv_v = (rs_kv_format)kv;
+                o.shares[0] = 1.0;
+                o.shares[1] = k == 0 ? 0.0 : 3.5;
+                o.shares[2] = k == 0 ? 0.0 : 2.0;
+                eval_fresh(models[m], &o, tokens, 90, got);
+                if (k == 0) memcpy(reference, got, sizeof reference);
+                assert_close(got, reference, kv == RS_KV_F16 ? CLOSE_F16 : CLOSE_QUANTISED);
+            }
+        }
+    }
+}
+
+/* A session driven back and forth gives what a fresh one gives; the window's ring has moved past the shortest one. */
+static void test_rewind_append_is_append(void **unused) {
+    (void)unused;
+    const size_t keeps[] = {0, 300, 290, 60, 63, 64, 65, 10, 400};
+    int32_t tokens[CONTEXT] = {0};
+    float got[VOCAB], fresh[VOCAB];
+    for (int m = 0; m < MODELS; m++) {
+        rs_options one = options_of(1, RS_SPLIT_AUTO, 1), o = options_of(3, m == 0 ? RS_SPLIT_AUTO : RS_SPLIT_R2, 4);
+        run r = begin(models[m], &o);
+        random_tokens(tokens, CONTEXT, 7);
+        for (size_t i = 0; i < sizeof keeps / sizeof *keeps; i++) {
+            size_t count = i == 0 ? CONTEXT : keeps[i] + 5 + 20 * i < CONTEXT ? keeps[i] + 5 + 20 * i : CONTEXT;
+            random_tokens(tokens + keeps[i], CONTEXT - keeps[i], 8 + i);
+            eval(&r, tokens, count, got);
+            eval_fresh(models[m], &one, tokens, count, fresh);
+            assert_close(got, fresh, CLOSE_F16);
+        }
+        end(&r);
+    }
+}
+
+typedef struct stop {
+    size_t calls, stop_at, done, total;
+} stop;
+
+static bool count_call(void *user, size_t done, size_t total) {
+    stop *s = user;
+    s->done = done;
+    s->total = total;
+    return ++s->calls != s->stop_at;
+}
+
+static void test_cancelling_keeps_what_is_done(void **unused) {
+    (void)unused;
+    int32_t tokens[PROMPT];
+    float whole[VOCAB];
+    random_tokens(tokens, PROMPT, 9);
+    for (int m = 0; m < MODELS; m++) {
+        const float *logits = NULL;
+        rs_options o = options_of(3, RS_SPLIT_R3, 3);
+        eval_fresh(models[m], &o, tokens, PROMPT, whole);
+        run r = begin(models[m], &o);
+        stop s = {.stop_at = 2};
+        assert_int_equal(rs_session_eval(r.session, tokens, PROMPT, count_call, &s, &logits), RS_CANCELLED);
+        assert_null(logits);
+        assert_int_equal(rs_session_length(r.session), 128);
+        assert_true(s.calls == 2 && s.done == 128 && s.total == PROMPT);
+        s = (stop){0};
+        check(rs_session_eval(r.session, tokens, PROMPT, count_call, &s, &logits));
+        assert_true(s.done == PROMPT - 128 && s.total == PROMPT - 128);
+        assert_memory_equal(logits, whole, sizeof whole);
+        end(&r);
+    }
+}
+
+static void test_fills_do_not_depend_on_ranks(void **unused) {
+    (void)unused;
+    int32_t tokens[301] = {[300] = 5};
+    float reference[VOCAB], got[VOCAB];
+    for (int m = 0; m < MODELS; m++) {
+        for (uint32_t ranks = 1; ranks <= 3; ranks++) {
+            for (rs_split split = RS_SPLIT_R1; split < RS_SPLITS; split++) {
+                rs_options o = options_of(ranks, split, 2);
+                run r = begin(models[m], &o);
+                check(rs_session_fill(r.session, 300, 11));
+                eval(&r, tokens, 301, got);
+                end(&r);
+                if (ranks == 1 && split == RS_SPLIT_R1) memcpy(reference, got, sizeof got);
+                assert_close(got, reference, CLOSE_F16);
+            }
+        }
+    }
+}
+
+static void test_refusals_leave_the_session_as_it_was(void **unused) {
+    (void)unused;
+    int32_t tokens[CONTEXT + 1];
+    float before[VOCAB], after[VOCAB];
+    const float *logits = NULL;
+    rs_session *second = NULL;
+    rs_options o = options_of(3, RS_SPLIT_AUTO, 2);
+    run r = begin(models[0], &o);
+    random_tokens(tokens, CONTEXT + 1, 12);
+    eval(&r, tokens, 100, before);
+    eval(&r, tokens, 100, before);
+    assert_int_equal(rs_session_eval(r.session, tokens, CONTEXT + 1, NULL, NULL, &logits), RS_LIMIT);
+    assert_int_equal(rs_session_eval(r.session, tokens, 0, NULL, NULL, &logits), RS_BAD_ARGUMENT);
+    assert_int_equal(rs_session_fill(r.session, CONTEXT + 1, 1), RS_LIMIT);
+    assert_int_equal(rs_session_open(r.engine, &second), RS_LIMIT);
+    int32_t kept = tokens[99];
+    tokens[99] = VOCAB;
+    assert_int_equal(rs_session_eval(r.session, tokens, 100, NULL, NULL, &logits), RS_BAD_ARGUMENT);
+    tokens[99] = kept;
+    assert_true(logits == NULL && second == NULL);
+    eval(&r, tokens, 100, after);
+    assert_memory_equal(after, before, sizeof after);
+    rs_engine_close(r.engine); /* closes the session too */
+    o.memory_limit = 1 << 20;
+    assert_int_equal(rs_engine_open(models[0], &o, &r.engine), RS_LIMIT);
+}
+
+/* ---- Two engines of one model, each in its own thread ---- */
+
+typedef struct job {
+    pthread_t thread;
+    const rs_model *model;
+    rs_options options;
+    int32_t tokens[PROMPT];
+    float logits[VOCAB];
+    rs_status status;
+    char error[256];
+} job;
+
+static rs_status work(job *j) {
+    rs_engine *engine;
+    rs_session *session;
+    const float *logits;
+    rs_status status = rs_engine_open(j->model, &j->options, &engine);
+    if (status != RS_OK) return status;
+    status = rs_session_open(engine, &session);
+    if (status == RS_OK) status = rs_session_eval(session, j->tokens, PROMPT, NULL, NULL, &logits);
+    if (status == RS_OK) memcpy(j->logits, logits, sizeof j->logits);
+    if (status == RS_OK && rs_session_eval(session, j->tokens, CONTEXT + 1, NULL, NULL, &logits) == RS_OK) {
+        status = RS_DEVICE; /* refused it must be */
+    }
+    snprintf(j->error, sizeof j->error, "%s", rs_last_error());
+    rs_engine_close(engine);
+    return status;
+}
+
+static void *job_main(void *argument) {
+    job *j = argument;
+    j->status = work(j);
+    return NULL;
+}
+
+static void test_engines_in_two_threads(void **unused) {
+    (void)unused;
+    static job jobs[3];
+    float expected[VOCAB];
+    for (int i = 0; i < 3; i++) {
+        jobs[i].model = models[i == 2];
+        jobs[i].options = options_of(i == 0 ? 1 : 3, i == 1 ? RS_SPLIT_R1 : RS_SPLIT_AUTO, 2);
+        random_tokens(jobs[i].tokens, PROMPT, 20 + (uint64_t)i);
+    }
+    for (int i = 0; i < 3; i++) assert_int_equal(pthread_create(&jobs[i].thread, NULL, job_main, &jobs[i]), 0);
+    for (int i = 0; i < 3; i++) pthread_join(jobs[i].thread, NULL);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(jobs[i].status, RS_OK);
+        assert_string_equal(jobs[i].error, "513 tokens do not fit the context of 512");
+        eval_fresh(jobs[i].model, &jobs[i].options, jobs[i].tokens, PROMPT, expected);
+        assert_memory_equal(jobs[i].logits, expected, sizeof expected);
+    }
+}
+
+static void test_sampling(void **unused) {
+    (void)unused;
+    float logits[VOCAB];
+    rs_logprob picked, top[VOCAB + 3];
+    rs_sampler *sampler;
+    rs_sampling sampling;
+    int32_t tokens[90];
+    uint64_t state = 3;
+    random_tokens(tokens, 90, 30);
+    rs_sampling_init(&sampling);
+    for (int i = 0; i < 60; i++) {
+        sampling.temperature = i % 5 == 0 ? 0.0f : 0.7f;
+        sampling.top_k = (uint32_t)(i % 7) * 50;
+        sampling.top_p = i % 2 ? 1.0f : 0.8f;
+        sampling.frequency_penalty = i % 3 ? 0.0f : 0.5f;
+        sampling.seed = (uint64_t)i;
+        check(rs_sampler_open(models[0], &sampling, &sampler));
+        for (int t = 0; t < VOCAB; t++) logits[t] = 6.0f * (float)random_unit(&state);
+        check(rs_sampler_pick(sampler, logits, tokens, (size_t)i, &picked, top, (size_t)(i % 2 ? VOCAB + 3 : i)));
+        assert_true(picked.token >= 0 && picked.token < VOCAB && picked.logprob < 0.0f);
+        for (int t = 1; i % 2 && t < VOCAB; t++) assert_true(top[t - 1].logprob >= top[t].logprob);
+        if (i % 2) assert_int_equal(top[VOCAB].token, -1);
+        rs_sampler_close(sampler);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_ranks_and_threads_change_nothing),
+        cmocka_unit_test(test_kernels_and_formats),
+        cmocka_unit_test(test_rewind_append_is_append),
+        cmocka_unit_test(test_cancelling_keeps_what_is_done),
+        cmocka_unit_test(test_fills_do_not_depend_on_ranks),
+        cmocka_unit_test(test_refusals_leave_the_session_as_it_was),
+        cmocka_unit_test(test_engines_in_two_threads),
+        cmocka_unit_test(test_sampling),
+    };
+    return cmocka_run_group_tests(tests, open_models, close_models);
+}
