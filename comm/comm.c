@@ -9,8 +9,7 @@ rs_status comm_gather(comm *c, const void *mine, size_t mine_bytes, const comm_p
     return c->exchange(c, out, parts);
 }
 
-rs_status comm_reduce(comm *c, float *x, size_t n, float *buffer) {
-    if (c->ranks == 1) return RS_OK;
+static rs_status reduce_piece(comm *c, float *x, size_t n, float *buffer) {
     comm_part parts[RS_RANKS_MAX];
     for (uint32_t p = 0; p < c->ranks; p++) parts[p] = (comm_part){buffer + p * n, n * sizeof *x};
     RS_TRY(comm_gather(c, x, n * sizeof *x, parts));
@@ -20,6 +19,13 @@ rs_status comm_reduce(comm *c, float *x, size_t n, float *buffer) {
         const float *part = buffer + p * n;
         for (size_t i = 0; i < n; i++) x[i] += part[i];
     }
+    return RS_OK;
+}
+
+rs_status comm_reduce(comm *c, float *x, size_t n, float *buffer, size_t room) {
+    if (c->ranks == 1) return RS_OK;
+    size_t piece = room / c->ranks;
+    for (size_t i = 0; i < n; i += piece) RS_TRY(reduce_piece(c, x + i, n - i < piece ? n - i : piece, buffer));
     return RS_OK;
 }
 

@@ -99,10 +99,11 @@ static rs_status start_rank(rs_engine *e, uint32_t index) {
 static rs_status refuse(const rs_plan_info *info) {
     const double mib = 1024.0 * 1024.0;
     if (info->context_max == 0) {
-        return status_fail(RS_LIMIT,
-                           "the model needs %.1f MiB with any context and %.1f MiB are allowed; no context fits, "
-                           "so allow more memory or use a smaller model",
-                           (double)(info->weights + info->program) / mib, (double)info->limit / mib);
+        return status_fail(
+            RS_LIMIT,
+            "no context fits the %.1f MiB allowed beside the model file (%.1f MiB), the program and the buffers "
+            "of %u ranks; allow more memory, or use fewer ranks or a smaller model",
+            (double)info->limit / mib, (double)info->weights / mib, info->options.ranks);
     }
     return status_fail(RS_LIMIT,
                        "a context of %u tokens needs %.1f MiB and %.1f MiB are allowed; the largest context that "

@@ -29,12 +29,13 @@ static void attend(forward *f, uint32_t layer, size_t heads, size_t n_pages) {
     f->d->ops->attend(f->d, &args);
 }
 
-/* Rows are here, pages come: every rank sends its pages of this layer to all others, PORTION_PAGES at a time, and
+/* Rows are here, pages come: every rank sends its pages of this layer to all others, a portion at a time, and
  * attends to each portion when it is complete. */
 static rs_status attend_travelling(forward *f, const step *s, uint32_t layer) {
     const kv_cache *kv = f->kv;
     forward_buffers *b = &f->b;
     uint32_t ranks = f->c->ranks, next[RS_RANKS_MAX];
+    size_t portion = forward_portion(f->m);
     for (uint32_t p = 0; p < ranks; p++) next[p] = kv_first_page(f->m->h, layer, s->first);
     uint8_t *send = (uint8_t *)b->send, *receive = (uint8_t *)b->receive;
     for (;;) {
@@ -42,8 +43,8 @@ static rs_status attend_travelling(forward *f, const step *s, uint32_t layer) {
         size_t listed = 0, mine = 0;
         for (uint32_t p = 0; p < ranks; p++) {
             page_ref *list = b->list + listed;
-            size_t n = kv_list(kv, p, layer, s->first + s->count, &next[p], list, PORTION_PAGES);
-            uint8_t *place = receive + (size_t)p * PORTION_PAGES * kv->page_bytes;
+            size_t n = kv_list(kv, p, layer, s->first + s->count, &next[p], list, portion);
+            uint8_t *place = receive + p * portion * kv->page_bytes;
             parts[p] = (comm_part){place, n * kv->page_bytes};
             for (size_t i = 0; i < n; i++) {
                 if (p == f->rank) {

@@ -16,6 +16,10 @@ static size_t max_size(size_t a, size_t b) {
     return a > b ? a : b;
 }
 
+size_t forward_portion(const model_view *m) {
+    return max_size(1, PORTION_PAGES / m->s->ranks);
+}
+
 /* The most rows of a step in which every rank carries all. */
 static size_t travel_rows(const model_view *m) {
     return m->s->pages_dealt ? min_size(TRAVEL_ROWS, m->chunk) : m->chunk;
@@ -35,7 +39,9 @@ static void wire_floats(const model_view *m, uint32_t rank, size_t *send, size_t
     *send = *receive = 0;
     if (s->ranks == 1) return;
     size_t rows = travel_rows(m), d = h->head_dim;
-    if (s->o_sliced || s->ffn_sliced) *receive = s->ranks * rows * h->dim; /* partial sums */
+    if (s->o_sliced || s->ffn_sliced) { /* partial sums */
+        *receive = min_size(s->ranks * rows * h->dim, max_size(s->ranks * h->dim, REDUCE_FLOATS));
+    }
     if (s->qkv_sliced) {
         const shard *own = &s->of[rank];
         *send = rows * (range_count(own->heads) + 2 * range_count(own->kv_heads)) * d;
@@ -45,7 +51,7 @@ static void wire_floats(const model_view *m, uint32_t rank, size_t *send, size_t
         size_t own = range_count(s->of[rank].o_heads);
         *send = max_size(*send, rows * h->heads * (d + 1));
         *receive = max_size(*receive, s->ranks * rows * own * (d + 1));
-        size_t portion = PORTION_PAGES * page_bytes(m->kv, h->kv_heads, d) / sizeof(float);
+        size_t portion = forward_portion(m) * page_bytes(m->kv, h->kv_heads, d) / sizeof(float);
         *send = max_size(*send, portion);
         *receive = max_size(*receive, s->ranks * portion);
     }
@@ -75,13 +81,14 @@ void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t 
     b->token = arena_take(a, rows, sizeof *b->token);
     b->page = arena_take(a, rows, sizeof *b->page);
     b->list_max = max_size(deal_count(m->deal, m->s->pages_dealt ? rank : 0, m->deal->pages),
-                           m->s->pages_dealt ? (size_t)m->s->ranks * PORTION_PAGES : 0);
+                           m->s->pages_dealt ? m->s->ranks * forward_portion(m) : 0);
     b->list = arena_take(a, b->list_max, sizeof *b->list);
     b->logits = arena_take(a, h->vocab, f);
     size_t send, receive, before = a->used;
     wire_floats(m, rank, &send, &receive);
     b->send = arena_take(a, send, f);
     b->receive = arena_take(a, receive, f);
+    b->receive_floats = receive;
     b->wire_bytes = a->used - before;
 }
 

@@ -11,8 +11,9 @@
 #include "kv/cache.h"
 
 enum {
-    TRAVEL_ROWS = 16,   /* a context-parallel group evaluates up to so many tokens with all rows on every rank */
-    PORTION_PAGES = 16, /* pages of each rank that travel at once */
+    TRAVEL_ROWS = 16,        /* a context-parallel group evaluates up to so many tokens with all rows on every rank */
+    PORTION_PAGES = 48,      /* pages of all ranks together that travel at once, at least one of each */
+    REDUCE_FLOATS = 1 << 20, /* partial sums of all ranks that are received at once, at least one row of each */
 };
 
 /* What all ranks of an engine share; read-only while they run. */
@@ -40,7 +41,8 @@ typedef struct forward_buffers {
     size_t list_max;
     float *logits;         /* [vocab] */
     float *send, *receive; /* exchange between ranks: floats of activations, or bytes of pages */
-    size_t wire_bytes;     /* of send and receive together */
+    size_t receive_floats;
+    size_t wire_bytes; /* of send and receive together */
 } forward_buffers;
 
 /* Takes a rank's buffers from the arena. */
@@ -48,6 +50,9 @@ void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t 
 
 /* The largest operands that the rank's device will meet. */
 device_limits forward_limits(const model_view *m, uint32_t rank);
+
+/* Pages of each rank that travel at once. */
+size_t forward_portion(const model_view *m);
 
 /* Does a step of `count` tokens spread its rows over the ranks? */
 bool forward_spreads(const model_view *m, uint32_t count);
