@@ -4,6 +4,7 @@ The expectation is always another way to the same timeline: a fresh session, one
 are is settled by test_matrix.py.
 """
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -152,6 +153,38 @@ def test_a_ring_that_has_moved_on_starts_again(gemma, way):
         starts[keep] = len(timeline) - progress.total
         assert distance(logits, evaluate(gemma, timeline)[0]) < CLOSE
     assert starts[40] == 0 and starts[500] == 500, starts
+
+
+def test_back_in_small_steps(gemma, way):
+    """What a ring has overwritten stays overwritten, however short the timeline has become since."""
+    tokens = random_tokens(gemma, CONTEXT)
+    starts = []
+    with gemma.engine(**way) as engine, engine.session() as session:
+        session.eval(tokens)
+        for keep in range(490, 200, -22):
+            timeline = tokens[:keep] + [3, 1, 4]
+            progress = Progress()
+            assert distance(session.eval(timeline, progress), evaluate(gemma, timeline)[0]) < CLOSE, keep
+            starts.append(len(timeline) - progress.total)
+            if starts[-1] == 0:
+                break
+    assert starts[0] > 0 and starts[-1] == 0
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_the_last_token_again_never_starts_again(directory, ranks):
+    """However window, chunk and pages lie to each other, the ring still has what the last token sees."""
+    spec = dataclasses.replace(tiny_models.SMALL["gemma3"], window=100)
+    gemma = open_model(tiny_models.write(os.path.join(directory, f"window-{ranks}.gguf"), spec, "window"))
+    tokens = random_tokens(gemma, CONTEXT)
+    for chunk in (16, 30):
+        with gemma.engine(context=CONTEXT, ranks=ranks, chunk=chunk, memory_limit=MEMORY) as engine:
+            with engine.session() as session:
+                for count in range(180, 460, 7):
+                    session.eval(tokens[:count])
+                    progress = Progress()
+                    session.eval(tokens[: count - 1] + [1], progress)
+                    assert progress.total == 1, (chunk, count)
 
 
 def test_a_ring_begun_again_is_whole(gemma, way):
@@ -354,7 +387,9 @@ def test_a_fill_replaces_what_was_there(model, way):
     with model.engine(**way) as engine, engine.session() as session:
         fresh = session.eval(tokens)
         session.fill(180, 3)
-        after_fill = session.eval([0] * 180 + tokens[:5])
+        progress = Progress()
+        after_fill = session.eval([0] * 180 + tokens[:5], progress)
+        assert progress.total == 5
         session.fill(0)
         assert len(session) == 0
         assert same(session.eval(tokens), fresh)
