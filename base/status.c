@@ -11,6 +11,10 @@ rs_status status_fail(rs_status status, const char *format, ...) {
     va_start(args, format);
     vsnprintf(latest, sizeof latest, format, args);
     va_end(args);
+    /* Some of it may come from a file: nothing in it may steer the user's terminal. */
+    for (char *c = latest; *c != '\0'; c++) {
+        if ((unsigned char)*c < 0x20 || *c == 0x7F) *c = '?';
+    }
     return status;
 }
 

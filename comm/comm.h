@@ -33,8 +33,8 @@ struct comm {
 rs_status comm_gather(comm *c, const void *mine, size_t mine_bytes, const comm_part *parts);
 
 /* Sum over ranks of x [n], in rank order, so that every rank gets the same bits. One latency: everyone sends to
- * everyone and adds up itself, in one piece if ranks * n floats fit the `room` of `buffer` (>= ranks), else in several.
- */
+ * everyone and adds up itself, in one piece if ranks * n floats fit the `room` of `buffer` (>= ranks, and the same on
+ * every rank), else in several. */
 rs_status comm_reduce(comm *c, float *x, size_t n, float *buffer, size_t room);
 
 /* One message from rank `from` to rank `to`; other ranks return at once. */

@@ -354,6 +354,11 @@ static void clear_state(attend_state state, size_t rows, size_t head_dim) {
     memset(state.out, 0, rows * head_dim * sizeof(float));
 }
 
+static void attend_begin(device *d, attend_state state, size_t rows, size_t heads, size_t head_dim) {
+    (void)d;
+    clear_state(state, rows * heads, head_dim);
+}
+
 /* Splits the page list into parts with states of their own, so that few tokens still keep all cores busy. */
 static void split_pages(attend_job *j, attend_state *states) {
     const attend_args *a = j->a;
@@ -427,7 +432,8 @@ static void cpu_close(device *d) {
 }
 
 static const device_ops cpu_ops = {
-    cpu_close, embed, matmul, rms_norm, rope, gate, add, scale, hadamard, append, attend, attend_finish, merge,
+    cpu_close, embed,    matmul, rms_norm,     rope,   gate,          add,
+    scale,     hadamard, append, attend_begin, attend, attend_finish, merge,
 };
 
 rs_status cpu_open(const kernels *k, const cpu_buffers *buffers, device **out) {

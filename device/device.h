@@ -77,6 +77,9 @@ typedef struct device_ops {
     /* Quantises rows of K and V into their pages. */
     void (*append)(device *d, const append_args *args);
 
+    /* Empties a state of [rows, heads]. */
+    void (*attend_begin)(device *d, attend_state state, size_t rows, size_t heads, size_t head_dim);
+
     void (*attend)(device *d, const attend_args *args);
 
     /* Closes the softmax: out /= sum, lse = max + ln sum (-INFINITY and out 0 for an empty state); all [rows,

@@ -1,14 +1,7 @@
 /* attention.c: exact attention over a context whose pages lie on several ranks. */
-#include <math.h>
 #include <string.h>
 
 #include "forward/forward.h"
-
-static void clear(attend_state state, size_t rows, size_t heads, size_t head_dim) {
-    for (size_t i = 0; i < rows * heads; i++) state.max[i] = -INFINITY;
-    memset(state.sum, 0, rows * heads * sizeof(float));
-    memset(state.out, 0, rows * heads * head_dim * sizeof(float));
-}
 
 static void attend(forward *f, uint32_t layer, size_t heads, size_t n_pages) {
     const hparams *h = f->m->h;
@@ -118,7 +111,7 @@ rs_status attention_run(forward *f, const step *s, uint32_t layer, bool spread, 
     forward_buffers *b = &f->b;
     size_t heads = forward_heads(f, spread);
     attend_state state = {b->max, b->sum, b->o};
-    clear(state, f->rows, heads, h->head_dim);
+    f->d->ops->attend_begin(f->d, state, f->rows, heads, h->head_dim);
     if (spread) {
         RS_TRY(attend_travelling(f, s, layer));
     } else {

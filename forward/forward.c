@@ -32,6 +32,15 @@ static size_t spread_rows(const model_view *m, uint32_t rank) {
     return min_size(m->chunk, (size_t)deal_most(m->deal, rank, span) * PAGE_TOKENS);
 }
 
+/* Floats of partial sums received at once. From what all ranks share alone, since it sets the pieces in which
+ * comm_reduce goes. */
+static size_t reduce_floats(const model_view *m) {
+    const sharding *s = m->s;
+    if (s->ranks == 1 || !(s->o_sliced || s->ffn_sliced)) return 0;
+    size_t row = (size_t)s->ranks * m->h->dim;
+    return min_size(travel_rows(m) * row, max_size(row, REDUCE_FLOATS));
+}
+
 /* Floats that travel to (send) and from (receive) the other ranks at once. */
 static void wire_floats(const model_view *m, uint32_t rank, size_t *send, size_t *receive) {
     const hparams *h = m->h;
@@ -39,9 +48,7 @@ static void wire_floats(const model_view *m, uint32_t rank, size_t *send, size_t
     *send = *receive = 0;
     if (s->ranks == 1) return;
     size_t rows = travel_rows(m), d = h->head_dim;
-    if (s->o_sliced || s->ffn_sliced) { /* partial sums */
-        *receive = min_size(s->ranks * rows * h->dim, max_size(s->ranks * h->dim, REDUCE_FLOATS));
-    }
+    *receive = reduce_floats(m);
     if (s->qkv_sliced) {
         const shard *own = &s->of[rank];
         *send = rows * (range_count(own->heads) + 2 * range_count(own->kv_heads)) * d;
@@ -60,19 +67,24 @@ static void wire_floats(const model_view *m, uint32_t rank, size_t *send, size_t
 void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t rank) {
     const hparams *h = m->h;
     size_t rows = max_size(travel_rows(m), spread_rows(m, rank)), pairs = h->rope_dims / 2, f = sizeof(float);
+    /* Where pages are dealt, spread rows meet whole weights; otherwise a rank only ever sees its own part. */
+    const shard *own = &m->s->of[rank];
+    size_t heads = m->s->pages_dealt ? h->heads : range_count(own->heads);
+    size_t kv_heads = range_count(own->kv_held);
+    size_t ffn = m->s->pages_dealt ? h->ffn_dim : range_count(own->ffn);
     *b = (forward_buffers){.rows = rows};
     b->x = arena_take(a, rows * h->dim, f);
     b->h = arena_take(a, rows * h->dim, f);
     b->y = arena_take(a, rows * h->dim, f);
-    b->q = arena_take(a, rows * h->heads * h->head_dim, f);
-    b->o = arena_take(a, rows * h->heads * h->head_dim, f);
-    b->k = arena_take(a, rows * h->kv_heads * h->head_dim, f);
-    b->v = arena_take(a, rows * h->kv_heads * h->head_dim, f);
-    b->max = arena_take(a, rows * h->heads, f);
-    b->sum = arena_take(a, rows * h->heads, f);
-    b->lse = arena_take(a, rows * h->heads, f);
-    b->gate = arena_take(a, rows * h->ffn_dim, f);
-    b->up = arena_take(a, rows * h->ffn_dim, f);
+    b->q = arena_take(a, rows * heads * h->head_dim, f);
+    b->o = arena_take(a, rows * heads * h->head_dim, f);
+    b->k = arena_take(a, rows * kv_heads * h->head_dim, f);
+    b->v = arena_take(a, rows * kv_heads * h->head_dim, f);
+    b->max = arena_take(a, rows * heads, f);
+    b->sum = arena_take(a, rows * heads, f);
+    b->lse = arena_take(a, rows * heads, f);
+    b->gate = arena_take(a, rows * ffn, f);
+    b->up = arena_take(a, rows * ffn, f);
     for (int i = 0; i < (h->window > 0 ? 2 : 1); i++) {
         b->cosine[i] = arena_take(a, rows * pairs, f);
         b->sine[i] = arena_take(a, rows * pairs, f);
@@ -88,7 +100,7 @@ void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t 
     wire_floats(m, rank, &send, &receive);
     b->send = arena_take(a, send, f);
     b->receive = arena_take(a, receive, f);
-    b->receive_floats = receive;
+    b->reduce_floats = reduce_floats(m);
     b->wire_bytes = a->used - before;
 }
 

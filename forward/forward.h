@@ -23,7 +23,7 @@ typedef struct model_view {
     const sharding *s;
     const deal *deal;
     kv_type kv;
-    uint32_t context, chunk;
+    uint32_t chunk;
 } model_view;
 
 /* Working memory of one rank. Activations are [rows, ...] of float. */
@@ -41,8 +41,8 @@ typedef struct forward_buffers {
     size_t list_max;
     float *logits;         /* [vocab] */
     float *send, *receive; /* exchange between ranks: floats of activations, or bytes of pages */
-    size_t receive_floats;
-    size_t wire_bytes; /* of send and receive together */
+    size_t reduce_floats;  /* of receive, for partial sums: the same on every rank */
+    size_t wire_bytes;     /* of send and receive together */
 } forward_buffers;
 
 /* Takes a rank's buffers from the arena. */

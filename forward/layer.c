@@ -92,7 +92,7 @@ static void append(forward *f, uint32_t layer) {
 static rs_status add_block(forward *f, const float *post_norm, bool sums) {
     const hparams *h = f->m->h;
     forward_buffers *b = &f->b;
-    if (sums) RS_TRY(comm_reduce(f->c, b->y, f->rows * h->dim, b->receive, b->receive_floats));
+    if (sums) RS_TRY(comm_reduce(f->c, b->y, f->rows * h->dim, b->receive, b->reduce_floats));
     if (post_norm != NULL) f->d->ops->rms_norm(f->d, b->y, post_norm, h->norm_eps, b->y, f->rows, h->dim);
     f->d->ops->add(f->d, b->x, b->y, f->rows * h->dim);
     return RS_OK;

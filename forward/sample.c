@@ -39,8 +39,9 @@ static rs_status check(const rs_sampling *s) {
     if (!(s->repeat_penalty > 0.0f && s->repeat_penalty < 1e6f)) {
         return status_fail(RS_BAD_ARGUMENT, "repeat_penalty %g is not above 0", (double)s->repeat_penalty);
     }
-    if (!isfinite(s->presence_penalty) || !isfinite(s->frequency_penalty)) {
-        return status_fail(RS_BAD_ARGUMENT, "the presence and frequency penalties are to be finite numbers");
+    if (!(fabsf(s->presence_penalty) < 1e6f && fabsf(s->frequency_penalty) < 1e6f)) {
+        return status_fail(RS_BAD_ARGUMENT,
+                           "the presence and frequency penalties are to be finite and below a million");
     }
     return RS_OK;
 }
@@ -111,6 +112,7 @@ static void penalise(rs_sampler *s, const int32_t *tokens, size_t count) {
     const rs_sampling *p = &s->sampling;
     size_t last = count < p->penalty_last ? count : p->penalty_last;
     if (p->repeat_penalty == 1.0f && p->presence_penalty == 0.0f && p->frequency_penalty == 0.0f) return;
+    if (last == 0) return;
     const int32_t *window = tokens + (count - last);
     for (size_t i = 0; i < last; i++) s->seen[window[i]]++;
     for (size_t i = 0; i < last; i++) {
@@ -123,7 +125,8 @@ static void penalise(rs_sampler *s, const int32_t *tokens, size_t count) {
     }
 }
 
-/* Moves the candidates that top-k and top-p leave from the heap to `kept`, most probable first. */
+/* Moves the candidates that top-k and top-p leave from the heap to `kept`, most probable first; all that top-k leaves
+ * when no logit is finite any more, for then the sums are no numbers. */
 static size_t take_top(rs_sampler *s, size_t n_heap) {
     const rs_sampling *p = &s->sampling;
     size_t most = p->top_k > 0 && p->top_k < n_heap ? p->top_k : n_heap, n = 0;
@@ -135,7 +138,7 @@ static size_t take_top(rs_sampler *s, size_t n_heap) {
     }
     if (most == n_heap) {
         for (size_t i = 0; i < n_heap; i++) total += exp((double)s->heap[i].logit - max);
-        while (n < most && sum < p->top_p * total) {
+        while (n < most && !(sum >= p->top_p * total)) {
             s->kept[n] = pop(s->heap, &n_heap);
             sum += exp((double)s->kept[n++].logit - max);
         }
@@ -146,7 +149,7 @@ static size_t take_top(rs_sampler *s, size_t n_heap) {
         s->kept[i] = pop(s->heap, &n_heap);
         total += exp((double)s->kept[i].logit - max);
     }
-    while (n < most && sum < p->top_p * total) sum += exp((double)s->kept[n++].logit - max);
+    while (n < most && !(sum >= p->top_p * total)) sum += exp((double)s->kept[n++].logit - max);
     return n;
 }
 

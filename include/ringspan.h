@@ -140,7 +140,7 @@ typedef struct rs_options {
     double shares[RS_RANKS_MAX]; /* relative share of each rank; all 0: equal */
     rs_split split;
     rs_kv_format kv_k, kv_v;
-    uint32_t chunk;        /* prompt tokens evaluated at once; 0: 512 */
+    uint32_t chunk;        /* prompt tokens evaluated at once; 0: 512, or 128 a rank if that is more */
     uint32_t threads;      /* of all ranks together; 0: the cores this process may use */
     uint64_t memory_limit; /* bytes, 0: what the machine (or its cgroup) has free */
     const char *kernels;   /* "ref", "portable", "avx2"; NULL: the best this CPU runs */
@@ -178,6 +178,8 @@ typedef struct rs_plan_info {
 rs_status rs_plan_make(const rs_model *model, const rs_options *options, rs_plan **out);
 void rs_plan_free(rs_plan *plan);
 void rs_plan_describe(const rs_plan *plan, rs_plan_info *out);
+
+/* rank < the plan's ranks (asserted, here and below). */
 void rs_plan_describe_rank(const rs_plan *plan, uint32_t rank, rs_plan_rank *out);
 
 /* Tokens whose KV (of its layers and heads) lies on `rank` when a session holds `length` tokens. */
@@ -188,6 +190,8 @@ size_t rs_plan_tokens(const rs_plan *plan, uint32_t rank, size_t length);
 /* Starts the ranks. RS_LIMIT when one session of options->context tokens would not fit the memory limit; the error
  * names the largest context that does. The model must outlive the engine. */
 rs_status rs_engine_open(const rs_model *model, const rs_options *options, rs_engine **out);
+
+/* Stops the ranks; closes and frees a session that is still open. NULL is allowed, as for every close and free here. */
 void rs_engine_close(rs_engine *engine);
 const rs_plan *rs_engine_plan(const rs_engine *engine); /* lives as long as the engine */
 
@@ -199,8 +203,9 @@ void rs_session_close(rs_session *session);
 typedef bool (*rs_progress)(void *user, size_t done, size_t total);
 
 /* Makes the timeline equal to tokens[0..count) and gives the logits of its last token, [vocab] floats that live until
- * the next call. The longest common prefix with the present timeline is kept. count >= 1; progress may be NULL.
- * RS_BAD_ARGUMENT, RS_LIMIT (context full), RS_CANCELLED, RS_PEER_LOST, RS_PEER_LATE. */
+ * the next call. The longest common prefix with the present timeline is kept (of a model with sliding windows only
+ * while they reach back no further than what its layers still hold; else all is evaluated again). count >= 1; progress
+ * may be NULL. RS_BAD_ARGUMENT, RS_LIMIT (context full), RS_CANCELLED, RS_PEER_LOST, RS_PEER_LATE. */
 rs_status rs_session_eval(rs_session *session, const int32_t *tokens, size_t count, rs_progress progress, void *user,
                           const float **logits);
 
@@ -224,6 +229,8 @@ typedef struct rs_sampling {
 } rs_sampling;
 
 void rs_sampling_init(rs_sampling *sampling); /* llama.cpp's defaults: 0.8, 40, 0.95, 0.05, no penalties over 64 */
+
+/* A sampler takes 20 bytes for each token of the vocabulary, which no plan counts. RS_BAD_ARGUMENT, RS_NO_MEMORY. */
 rs_status rs_sampler_open(const rs_model *model, const rs_sampling *sampling, rs_sampler **out);
 void rs_sampler_close(rs_sampler *sampler);
 
@@ -233,7 +240,8 @@ typedef struct rs_logprob {
 } rs_logprob;
 
 /* Picks a token from logits [vocab]; tokens[0..count) is the text so far, for the penalties. When `top` is not NULL it
- * receives the n_top most probable tokens, and *picked the chosen one with its log-probability. */
+ * receives the n_top most probable tokens, and *picked the chosen one with its log-probability. RS_BAD_ARGUMENT,
+ * RS_DEVICE (logits that are no numbers). */
 rs_status rs_sampler_pick(rs_sampler *sampler, const float *logits, const int32_t *tokens, size_t count,
                           rs_logprob *picked, rs_logprob *top, size_t n_top);
 

@@ -86,7 +86,7 @@ static rs_status read_per_layer(const gguf *file, const arch *a, const char *suf
     if (!gguf_has(file, key) || gguf_get_uint(file, key, &unused) == RS_OK) {
         return read_uint(file, a, suffix, fallback, 1, high, out);
     }
-    RS_TRY(gguf_get_array(file, key, &array));
+    if (gguf_get_array(file, key, &array) != RS_OK) return gguf_get_uint(file, key, &unused);
     bool integers = array.kind != GGUF_STRING && array.kind != GGUF_F32 && array.kind != GGUF_F64;
     if (!integers || array.count != layers) return status_fail(RS_BAD_FORMAT, "%s is not one number per layer", key);
     int64_t first = gguf_array_int(&array, 0);
@@ -248,10 +248,6 @@ void hparams_free(hparams *h) {
     free(h->rope_global.frequency);
     free(h->rope_local.frequency);
     *h = (hparams){0};
-}
-
-size_t hparams_heap_bytes(const hparams *h) {
-    return h->rope_dims / 2 * sizeof(double) * (h->rope_local.frequency ? 2 : 1);
 }
 
 bool hparams_slides(const hparams *h, uint32_t layer) {

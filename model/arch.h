@@ -37,7 +37,6 @@ typedef struct hparams {
  * RoPE scaling, RS_BAD_FORMAT for numbers that are missing or contradict each other. Release with hparams_free. */
 rs_status hparams_read(const gguf *file, hparams *out);
 void hparams_free(hparams *h);
-size_t hparams_heap_bytes(const hparams *h);
 
 /* Does this layer see only the window? */
 bool hparams_slides(const hparams *h, uint32_t layer);

@@ -46,8 +46,8 @@ static rs_status open_parts(rs_model *m, const char *path) {
     RS_TRY(hparams_read(m->file, &m->h));
     RS_TRY(weights_bind(m->file, &m->h, &m->w));
     RS_TRY(tokenizer_open(m->file, &m->tokenizer));
-    if (tokenizer_vocab(m->tokenizer) > m->h.vocab) {
-        return status_fail(RS_BAD_FORMAT, "the tokenizer has %zu tokens, the embedding only %u",
+    if (tokenizer_vocab(m->tokenizer) != m->h.vocab) {
+        return status_fail(RS_BAD_FORMAT, "the tokenizer has %zu tokens, the embedding %u",
                            tokenizer_vocab(m->tokenizer), m->h.vocab);
     }
     str name = {"", 0};

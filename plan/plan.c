@@ -1,17 +1,21 @@
 /* plan.c: options and a model to shards, deals and bytes. */
 #include "plan/plan.h"
 
+#include <assert.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "plan/budget.h"
 
 enum {
     CHUNK_DEFAULT = 512,
+    CHUNK_PER_RANK = 2 * PAGE_TOKENS, /* at least, so that every rank has rows */
     CHUNK_MAX = 1 << 16,
     CONTEXT_LIMIT = 1 << 26, /* tokens; positions are 32-bit, and nobody has the memory for more */
     THREADS_MAX = 1024,
+    PROGRAM_SLACK = 4 << 20, /* bytes; the program's own memory differs from run to run, and advice must hold */
 };
 
 void rs_options_init(rs_options *options) {
@@ -38,8 +42,7 @@ void rank_kv_layout(kv_cache *c, arena *a, const rs_plan *p, uint32_t rank) {
 
 static uint32_t cores(void) {
     cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
-    int n = CPU_COUNT(&set);
+    long n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : sysconf(_SC_NPROCESSORS_ONLN);
     return n > 0 ? (uint32_t)n : 1;
 }
 
@@ -68,7 +71,7 @@ static rs_status complete_options(rs_plan *p, const rs_model *model, const rs_op
         return status_fail(RS_BAD_ARGUMENT, "a context of %u tokens asked for, at most %d are possible", o->context,
                            CONTEXT_LIMIT);
     }
-    if (o->chunk == 0) o->chunk = CHUNK_DEFAULT;
+    if (o->chunk == 0) o->chunk = o->ranks > 4 ? o->ranks * CHUNK_PER_RANK : CHUNK_DEFAULT;
     if (o->chunk > CHUNK_MAX) {
         return status_fail(RS_BAD_ARGUMENT, "a chunk of %u tokens asked for, at most %d are possible", o->chunk,
                            CHUNK_MAX);
@@ -104,7 +107,6 @@ static rs_status measure(rs_plan *p, uint32_t context) {
     } else {
         deal_fill_one(&p->deal);
     }
-    p->view.context = context;
     p->view.chunk = p->options.chunk < context ? p->options.chunk : context;
     size_t sum = 0;
     for (uint32_t r = 0; r < p->sharding.ranks; r++) {
@@ -180,13 +182,14 @@ static rs_status make(rs_plan *p, const rs_model *model, const rs_options *optio
     RS_TRY(sharding_make(&model->h, &model->w, o->split, o->ranks, o->shares, &p->sharding));
     o->split = p->sharding.split;
     memcpy(o->shares, p->sharding.shares, sizeof o->shares);
-    p->view = (model_view){&model->h, &model->w, &p->sharding, &p->deal, {o->kv_k, o->kv_v}, o->context, o->chunk};
+    p->view = (model_view){&model->h, &model->w, &p->sharding, &p->deal, {o->kv_k, o->kv_v}, o->chunk};
     rs_plan_info *info = &p->info;
     *info =
         (rs_plan_info){.page_tokens = PAGE_TOKENS, .weights = gguf_file_bytes(model->file), .limit = o->memory_limit};
     info->program = budget_resident(gguf_data(model->file), gguf_file_bytes(model->file));
     uint64_t fixed = info->weights + info->program;
-    RS_TRY(largest_context(p, info->limit > fixed ? info->limit - fixed : 0, &info->context_max));
+    uint64_t taken = fixed + PROGRAM_SLACK;
+    RS_TRY(largest_context(p, info->limit > taken ? info->limit - taken : 0, &info->context_max));
     RS_TRY(measure(p, o->context));
     info->total = size_add(fixed, size_add(info->ranks, info->tables));
     o->chunk = p->view.chunk;
@@ -220,10 +223,12 @@ void rs_plan_describe(const rs_plan *p, rs_plan_info *out) {
 }
 
 void rs_plan_describe_rank(const rs_plan *p, uint32_t rank, rs_plan_rank *out) {
+    assert(rank < p->sharding.ranks);
     *out = p->ranks[rank];
 }
 
 size_t rs_plan_tokens(const rs_plan *p, uint32_t rank, size_t length) {
+    assert(rank < p->sharding.ranks);
     uint32_t tokens = length < p->options.context ? (uint32_t)length : p->options.context;
     if (!holds_kv(p, rank)) return 0;
     if (!p->sharding.pages_dealt) return tokens;

@@ -142,6 +142,32 @@ static void test_ranks_and_threads_change_nothing(void **unused) {
     }
 }
 
+/* Partial sums too many for one piece, and ranks whose buffers differ: all must cut them alike. */
+static void test_uneven_ranks_sum_in_the_same_pieces(void **unused) {
+    (void)unused;
+    const tiny_shape wide = {"llama", 1536, 4, 1, 512, 64, 1, VOCAB, CONTEXT, 0};
+    char path[] = "/tmp/ringspan_tiny_XXXXXX";
+    int file = mkstemp(path);
+    assert_true(file >= 0);
+    close(file);
+    assert_true(tiny_write(&wide, 9, path));
+    rs_model *model;
+    check(rs_model_open(path, &model));
+    unlink(path);
+    int32_t tokens[16];
+    float one[VOCAB], many[VOCAB];
+    random_tokens(tokens, 16, 8);
+    rs_options o = options_of(1, RS_SPLIT_AUTO, 1);
+    o.kv_k = o.kv_v = RS_KV_Q4_0; /* pages so small that the partial sums set the size of the buffer */
+    eval_fresh(model, &o, tokens, 16, one);
+    o.ranks = o.threads = RS_RANKS_MAX;
+    o.split = RS_SPLIT_R4;
+    for (uint32_t r = 0; r < o.ranks; r++) o.shares[r] = r == 0 ? 100 : 1;
+    eval_fresh(model, &o, tokens, 16, many);
+    assert_close(many, one, CLOSE_QUANTISED);
+    rs_model_close(model);
+}
+
 static void test_kernels_and_formats(void **unused) {
     (void)unused;
     static const char *const kernels[] = {"ref", "portable", NULL};
@@ -349,6 +375,7 @@ static void test_sampling(void **unused) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ranks_and_threads_change_nothing),
+        cmocka_unit_test(test_uneven_ranks_sum_in_the_same_pieces),
         cmocka_unit_test(test_kernels_and_formats),
         cmocka_unit_test(test_rewind_append_is_append),
         cmocka_unit_test(test_cancelling_keeps_what_is_done),

@@ -511,6 +511,8 @@ def test_kernels_that_do_not_exist_are_refused(llama):
 
 # ---- Memory limits
 
+SLACK = 4 << 20  # Bytes that the advice leaves free, since the program's own memory differs from run to run.
+
 
 def needed(plan, program):
     """Total bytes of a plan if the process had `program` bytes resident."""
@@ -519,39 +521,35 @@ def needed(plan, program):
 
 def test_context_max_is_the_largest_that_fits(model, way):
     for spare in (1_000_000, 7_654_321, 40_000_000):
-        limit = needed(model.plan(**{**way, "context": 64}), model.plan(**way)["program"]) + spare
+        limit = needed(model.plan(**{**way, "context": 64}), model.plan(**way)["program"]) + spare + SLACK
         plan = model.plan(**{**way, "memory_limit": limit})
         most, program = plan["context_max"], plan["program"]
         assert most % 64 == 0 and plan["limit"] == limit
         assert most > 0
-        assert needed(model.plan(**{**way, "context": most}), program) <= limit
-        assert needed(model.plan(**{**way, "context": most + 64}), program) > limit
+        assert needed(model.plan(**{**way, "context": most}), program) <= limit - SLACK
+        assert needed(model.plan(**{**way, "context": most + 64}), program) > limit - SLACK
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_context_max_opens_and_one_page_more_does_not(model, ranks):
-    """The resident size of this process differs by some pages between calls: plans are made until two agree."""
+def test_context_max_opens_and_much_more_does_not(model, ranks):
+    """The advice holds although the resident size of this process differs between calls."""
     evaluate(model, [1], ranks=ranks)
-    for _ in range(20):
-        limit = model.plan(context=64 * 300, ranks=ranks)["total"]
-        most = model.plan(ranks=ranks, memory_limit=limit)["context_max"]
-        try:
-            with model.engine(ranks=ranks, context=most, memory_limit=limit) as engine, engine.session() as session:
-                assert engine.plan["total"] <= limit
-                session.fill(most)
-                assert len(session) == most
-        except rs.Error as error:
-            assert error.status == rs.LIMIT
-            continue
-        with pytest.raises(rs.Error, match=f"a context of {most + 64} tokens needs .* MiB and") as caught:
-            model.engine(ranks=ranks, context=most + 64, memory_limit=limit)
-        assert caught.value.status == rs.LIMIT
-        return
-    pytest.fail("the context that fits was refused twenty times")
+    limit = model.plan(context=64 * 300, ranks=ranks)["total"] + SLACK
+    most = model.plan(ranks=ranks, memory_limit=limit)["context_max"]
+    with model.engine(ranks=ranks, context=most, memory_limit=limit) as engine, engine.session() as session:
+        assert engine.plan["total"] <= limit
+        session.fill(most)
+        assert len(session) == most
+    more = most + 64
+    while model.plan(ranks=ranks, context=more)["total"] <= limit + SLACK:
+        more *= 2
+    with pytest.raises(rs.Error, match=f"a context of {more} tokens needs .* MiB and") as caught:
+        model.engine(ranks=ranks, context=more, memory_limit=limit)
+    assert caught.value.status == rs.LIMIT
 
 
 def test_a_refusal_names_the_largest_context(llama):
-    limit = llama.plan(context=64 * 200)["total"]
+    limit = llama.plan(context=64 * 200)["total"] + SLACK
     with pytest.raises(rs.Error, match="the largest context that fits is [0-9]+ tokens") as caught:
         llama.engine(context=10**6, memory_limit=limit)
     named = int(str(caught.value).split("fits is ")[1].split()[0])

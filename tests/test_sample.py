@@ -303,14 +303,22 @@ def test_logits_that_are_no_numbers_are_refused(model, vocab, bad):
     ("top_p", (0.0, -0.5, 1.01, np.nan), "top_p .* is not above 0 and at most 1"),
     ("min_p", (-0.01, 1.01, np.nan), "min_p .* is not between 0 and 1"),
     ("repeat_penalty", (0.0, -1.0, np.nan, np.inf), "repeat_penalty .* is not above 0"),
-    ("presence_penalty", (np.nan, np.inf, -np.inf), "penalties are to be finite"),
-    ("frequency_penalty", (np.nan, np.inf, -np.inf), "penalties are to be finite"),
+    ("presence_penalty", (np.nan, np.inf, -np.inf, -3e38), "penalties are to be finite"),
+    ("frequency_penalty", (np.nan, np.inf, -np.inf, 3e38), "penalties are to be finite"),
 ])
 def test_parameters_that_cannot_be_meant_are_refused(model, name, values, text):
     for value in values:
         with pytest.raises(rs.Error, match=text) as caught:
             model.sampler(**{name: value})
         assert caught.value.status == rs.BAD_ARGUMENT
+
+
+def test_penalties_without_a_token_left_draw_one_all_the_same(model, vocab):
+    """All but one token impossible, and a repeat penalty that makes the last one so too."""
+    logits = np.full(vocab, -np.inf, dtype=np.float32)
+    logits[7] = -3e38
+    with model.sampler(temperature=1.0, top_k=0, repeat_penalty=1e5, penalty_last=64) as sampler:
+        assert 0 <= sampler.pick(logits, [7])[0] < vocab
 
 
 @pytest.mark.parametrize("token", [-1, 331, 2**31 - 1])
