@@ -548,6 +548,21 @@ def test_context_max_opens_and_much_more_does_not(model, ranks):
     assert caught.value.status == rs.LIMIT
 
 
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_an_open_session_has_its_memory(llama):
+    """What is promised is there before the first token: every KV page is touched when a session opens."""
+    with llama.engine(context=60000, ranks=3) as engine:
+        planned = sum(r["kv"] for r in engine.plan["rank"])
+        before = resident_bytes()
+        with engine.session():
+            assert abs(resident_bytes() - before - planned) < 0.05 * planned
+        assert resident_bytes() - before < 0.05 * planned
+
+
 def test_a_refusal_names_the_largest_context(llama):
     limit = llama.plan(context=64 * 200)["total"] + SLACK
     with pytest.raises(rs.Error, match="the largest context that fits is [0-9]+ tokens") as caught:
@@ -596,6 +611,22 @@ def test_engines_in_threads_of_their_own(model):
         thread.join()
     assert all(same(a, b) for a, b in zip(got, expected))
     assert errors == [f"limit: {600 + i} tokens do not fit the context of {CONTEXT}" for i in range(3)]
+
+
+def test_each_thread_has_its_own_last_error(llama):
+    seen = []
+
+    def fail(ranks):
+        with pytest.raises(rs.Error):
+            llama.plan(ranks=ranks)
+        seen.append(rs.lib().rs_last_error().decode())
+
+    fail(65)
+    thread = threading.Thread(target=fail, args=(66,))
+    thread.start()
+    thread.join()
+    seen.append(rs.lib().rs_last_error().decode())
+    assert [s.split()[0] for s in seen] == ["65", "66", "65"]
 
 
 def test_an_engine_may_move_to_another_thread(llama):
