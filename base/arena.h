@@ -31,4 +31,12 @@ void arena_unmap(arena *a);
 size_t size_mul(size_t a, size_t b);
 size_t size_add(size_t a, size_t b);
 
+static inline size_t size_min(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+
+static inline size_t size_max(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
 #endif

@@ -26,10 +26,6 @@ size_t page_bytes(kv_type kv, size_t kv_heads, size_t head_dim) {
     return kv_heads * (kv_plane_bytes(kv.k, head_dim) + kv_plane_bytes(kv.v, head_dim));
 }
 
-static size_t min_size(size_t a, size_t b) {
-    return a < b ? a : b;
-}
-
 static size_t round_floats(size_t n) {
     return (n + 15) / 16 * 16;
 }
@@ -48,12 +44,12 @@ static size_t attend_item_floats(size_t rows, size_t head_dim) {
 void cpu_layout(cpu_buffers *b, arena *a, const device_limits *limits, size_t threads) {
     *b = (cpu_buffers){.limits = *limits, .threads = threads};
     size_t group = limits->kv_heads > 0 ? (limits->heads + limits->kv_heads - 1) / limits->kv_heads : 1;
-    size_t rows = min_size(limits->rows, block_tokens(group)) * group;
+    size_t rows = size_min(limits->rows, block_tokens(group)) * group;
     size_t attend_floats = attend_item_floats(rows, limits->head_dim);
     size_t matmul_floats = matmul_scratch_floats(limits->cols);
     b->scratch_floats = round_floats(attend_floats > matmul_floats ? attend_floats : matmul_floats);
     b->scratch = arena_take(a, size_mul(threads, b->scratch_floats), sizeof(float));
-    size_t part = min_size(limits->rows, SPLIT_TOKENS) * limits->heads * (limits->head_dim + 2);
+    size_t part = size_min(limits->rows, SPLIT_TOKENS) * limits->heads * (limits->head_dim + 2);
     b->parts = arena_take(a, SPLIT_PARTS * part, sizeof(float));
 }
 
@@ -96,7 +92,7 @@ typedef struct matmul_job {
 static void matmul_item(void *job, size_t item, size_t thread) {
     const matmul_job *j = job;
     size_t begin = item * MATMUL_ROWS;
-    size_t end = min_size(begin + MATMUL_ROWS, j->w->rows);
+    size_t end = size_min(begin + MATMUL_ROWS, j->w->rows);
     j->c->k->matmul(j->w, begin, end, j->x, j->w->cols, j->tokens, j->y, j->y_stride, thread_scratch(j->c, thread));
     if (j->bias == NULL) return;
     for (size_t t = 0; t < j->tokens; t++) {
@@ -127,7 +123,7 @@ typedef struct rows_job {
 static void rows_item(void *job, size_t item, size_t thread) {
     (void)thread;
     const rows_job *j = job;
-    size_t end = min_size((item + 1) * j->rows_per_item, j->rows);
+    size_t end = size_min((item + 1) * j->rows_per_item, j->rows);
     for (size_t row = item * j->rows_per_item; row < end; row++) j->one(j, row);
 }
 
@@ -190,7 +186,7 @@ typedef struct element_job {
 static void element_item(void *job, size_t item, size_t thread) {
     (void)thread;
     const element_job *j = job;
-    size_t begin = item * ELEMENTS_PER_ITEM, n = min_size(ELEMENTS_PER_ITEM, j->n - begin);
+    size_t begin = item * ELEMENTS_PER_ITEM, n = size_min(ELEMENTS_PER_ITEM, j->n - begin);
     switch (j->what) {
     case GATE:
         j->c->k->gate(j->act, j->y + begin, j->x + begin, n);
@@ -309,7 +305,7 @@ static void attend_item(void *job, size_t item, size_t thread) {
     const attend_args *a = j->a;
     size_t part = item % j->parts, block = item / j->parts % j->blocks, kv_head = item / j->parts / j->blocks;
     size_t first = block * j->block;
-    attend_rows r = {.tokens = min_size(j->block, a->rows - first)};
+    attend_rows r = {.tokens = size_min(j->block, a->rows - first)};
     r.rows = r.tokens * j->group;
     place_rows(&r, thread_scratch(j->c, thread), a->head_dim);
     move_rows(j, &r, &j->states[part], kv_head, first, true);
@@ -335,7 +331,7 @@ static void attend_item(void *job, size_t item, size_t thread) {
         .out_stride = a->head_dim,
         .scratch = r.kernel,
     };
-    size_t end = min_size((part + 1) * j->part_pages, a->n_pages);
+    size_t end = size_min((part + 1) * j->part_pages, a->n_pages);
     for (size_t p = part * j->part_pages; p < end; p++) {
         const page_ref *page = &a->pages[p];
         if (!page_in_sight(page, low, high, a->window)) continue;

@@ -8,28 +8,20 @@ bool forward_spreads(const model_view *m, uint32_t count) {
     return m->s->pages_dealt && count > TRAVEL_ROWS;
 }
 
-static size_t min_size(size_t a, size_t b) {
-    return a < b ? a : b;
-}
-
-static size_t max_size(size_t a, size_t b) {
-    return a > b ? a : b;
-}
-
 size_t forward_portion(const model_view *m) {
-    return max_size(1, PORTION_PAGES / m->s->ranks);
+    return size_max(1, PORTION_PAGES / m->s->ranks);
 }
 
 /* The most rows of a step in which every rank carries all. */
 static size_t travel_rows(const model_view *m) {
-    return m->s->pages_dealt ? min_size(TRAVEL_ROWS, m->chunk) : m->chunk;
+    return m->s->pages_dealt ? size_min(TRAVEL_ROWS, m->chunk) : m->chunk;
 }
 
 /* The most rows of a rank in a step whose rows are spread. */
 static size_t spread_rows(const model_view *m, uint32_t rank) {
     if (!m->s->pages_dealt || m->chunk <= TRAVEL_ROWS) return 0;
     uint32_t span = (m->chunk + PAGE_TOKENS - 2) / PAGE_TOKENS + 1;
-    return min_size(m->chunk, (size_t)deal_most(m->deal, rank, span) * PAGE_TOKENS);
+    return size_min(m->chunk, (size_t)deal_most(m->deal, rank, span) * PAGE_TOKENS);
 }
 
 /* Floats of partial sums received at once. From what all ranks share alone, since it sets the pieces in which
@@ -38,7 +30,7 @@ static size_t reduce_floats(const model_view *m) {
     const sharding *s = m->s;
     if (s->ranks == 1 || !(s->o_sliced || s->ffn_sliced)) return 0;
     size_t row = (size_t)s->ranks * m->h->dim;
-    return min_size(travel_rows(m) * row, max_size(row, REDUCE_FLOATS));
+    return size_min(travel_rows(m) * row, size_max(row, REDUCE_FLOATS));
 }
 
 /* Floats that travel to (send) and from (receive) the other ranks at once. */
@@ -52,21 +44,21 @@ static void wire_floats(const model_view *m, uint32_t rank, size_t *send, size_t
     if (s->qkv_sliced) {
         const shard *own = &s->of[rank];
         *send = rows * (range_count(own->heads) + 2 * range_count(own->kv_heads)) * d;
-        *receive = max_size(*receive, rows * (h->heads + 2 * h->kv_heads) * d);
+        *receive = size_max(*receive, rows * (h->heads + 2 * h->kv_heads) * d);
     }
     if (s->pages_dealt) {
         size_t own = range_count(s->of[rank].o_heads);
-        *send = max_size(*send, rows * h->heads * (d + 1));
-        *receive = max_size(*receive, s->ranks * rows * own * (d + 1));
+        *send = size_max(*send, rows * h->heads * (d + 1));
+        *receive = size_max(*receive, s->ranks * rows * own * (d + 1));
         size_t portion = forward_portion(m) * page_bytes(m->kv, h->kv_heads, d) / sizeof(float);
-        *send = max_size(*send, portion);
-        *receive = max_size(*receive, s->ranks * portion);
+        *send = size_max(*send, portion);
+        *receive = size_max(*receive, s->ranks * portion);
     }
 }
 
 void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t rank) {
     const hparams *h = m->h;
-    size_t rows = max_size(travel_rows(m), spread_rows(m, rank)), pairs = h->rope_dims / 2, f = sizeof(float);
+    size_t rows = size_max(travel_rows(m), spread_rows(m, rank)), pairs = h->rope_dims / 2, f = sizeof(float);
     /* Where pages are dealt, spread rows meet whole weights; otherwise a rank only ever sees its own part. */
     const shard *own = &m->s->of[rank];
     size_t heads = m->s->pages_dealt ? h->heads : range_count(own->heads);
@@ -92,7 +84,7 @@ void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t 
     b->position = arena_take(a, rows, sizeof *b->position);
     b->token = arena_take(a, rows, sizeof *b->token);
     b->page = arena_take(a, rows, sizeof *b->page);
-    b->list_max = max_size(deal_count(m->deal, m->s->pages_dealt ? rank : 0, m->deal->pages),
+    b->list_max = size_max(deal_count(m->deal, m->s->pages_dealt ? rank : 0, m->deal->pages),
                            m->s->pages_dealt ? m->s->ranks * forward_portion(m) : 0);
     b->list = arena_take(a, b->list_max, sizeof *b->list);
     b->logits = arena_take(a, h->vocab, f);
@@ -106,8 +98,8 @@ void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t 
 
 device_limits forward_limits(const model_view *m, uint32_t rank) {
     const hparams *h = m->h;
-    size_t cols = max_size(max_size(h->dim, h->ffn_dim), (size_t)h->heads * h->head_dim);
-    return (device_limits){max_size(travel_rows(m), spread_rows(m, rank)), cols, h->heads, h->kv_heads, h->head_dim};
+    size_t cols = size_max(size_max(h->dim, h->ffn_dim), (size_t)h->heads * h->head_dim);
+    return (device_limits){size_max(travel_rows(m), spread_rows(m, rank)), cols, h->heads, h->kv_heads, h->head_dim};
 }
 
 /* Chooses this rank's rows and fills in their tokens and positions. */

@@ -37,9 +37,13 @@ uint8_t *kv_page(const kv_cache *c, uint32_t layer, uint32_t page) {
     return c->base[layer - c->layers.begin] + slot * c->page_bytes;
 }
 
+/* The page where the window of a query at `position` begins. */
+static uint32_t window_page(const hparams *h, uint32_t position) {
+    return position < h->window ? 0 : (position + 1 - h->window) / PAGE_TOKENS;
+}
+
 uint32_t kv_first_page(const hparams *h, uint32_t layer, uint32_t first_position) {
-    if (!hparams_slides(h, layer) || first_position + 1 <= h->window) return 0;
-    return (first_position + 1 - h->window) / PAGE_TOKENS;
+    return hparams_slides(h, layer) ? window_page(h, first_position) : 0;
 }
 
 size_t kv_list(const kv_cache *c, uint32_t rank, uint32_t layer, uint32_t length, uint32_t *next, page_ref *out,
@@ -58,7 +62,7 @@ size_t kv_list(const kv_cache *c, uint32_t rank, uint32_t layer, uint32_t length
 
 uint32_t kv_keep(const hparams *h, const deal *d, uint32_t chunk, uint32_t position, uint32_t longest) {
     if (h->window == 0 || position == 0) return position;
-    uint32_t first = position < h->window ? 0 : (position + 1 - h->window) / PAGE_TOKENS;
+    uint32_t first = window_page(h, position);
     uint32_t end = pages_of(position), written = pages_of(longest);
     for (uint32_t page = first; page < end; page++) {
         uint32_t owner = d->owner[page];

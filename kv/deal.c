@@ -19,13 +19,6 @@ void deal_fill(deal *d, const double *shares) {
     }
 }
 
-void deal_fill_one(deal *d) {
-    for (uint32_t p = 0; p < d->pages; p++) {
-        d->owner[p] = 0;
-        d->ordinal[p] = p;
-    }
-}
-
 uint32_t deal_most(const deal *d, uint32_t rank, uint32_t span) {
     uint32_t in_span = 0, most = 0;
     for (uint32_t p = 0; p < d->pages; p++) {

@@ -23,9 +23,6 @@ static inline uint32_t pages_of(uint32_t tokens) {
 void deal_layout(deal *d, arena *a, uint32_t ranks, uint32_t pages);
 void deal_fill(deal *d, const double *shares);
 
-/* Every page to rank 0: for ranks that hold all pages of their layers or heads. */
-void deal_fill_one(deal *d);
-
 /* The most pages of one rank among any `span` consecutive ones. */
 uint32_t deal_most(const deal *d, uint32_t rank, uint32_t span);
 

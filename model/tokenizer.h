@@ -20,7 +20,7 @@ rs_status tokenizer_open(const gguf *file, tokenizer **out);
 void tokenizer_close(tokenizer *t);
 
 size_t tokenizer_vocab(const tokenizer *t);
-size_t tokenizer_heap_bytes(const tokenizer *t); /* memory taken, for the plan */
+size_t tokenizer_heap_bytes(const tokenizer *t); /* memory taken */
 int32_t tokenizer_bos(const tokenizer *t);       /* -1: none */
 int32_t tokenizer_eos(const tokenizer *t);
 

@@ -97,16 +97,14 @@ static bool holds_kv(const rs_plan *p, uint32_t rank) {
 /* Fills in p->deal (on p->memory), p->ranks, and the bytes of ranks and tables for one session of `context` tokens
  * (SIZE_MAX when they overflow). */
 static rs_status measure(rs_plan *p, uint32_t context) {
+    /* Where each rank holds every page of its layers or heads, all see themselves as the one owner. */
+    uint32_t owners = p->sharding.pages_dealt ? p->sharding.ranks : 1;
     arena sizes = {0};
-    deal_layout(&p->deal, &sizes, p->sharding.ranks, pages_of(context));
+    deal_layout(&p->deal, &sizes, owners, pages_of(context));
     arena_unmap(&p->memory);
     RS_TRY(arena_map(&p->memory, sizes.used));
-    deal_layout(&p->deal, &p->memory, p->sharding.ranks, pages_of(context));
-    if (p->sharding.pages_dealt) {
-        deal_fill(&p->deal, p->sharding.shares);
-    } else {
-        deal_fill_one(&p->deal);
-    }
+    deal_layout(&p->deal, &p->memory, owners, pages_of(context));
+    deal_fill(&p->deal, p->sharding.shares);
     p->view.chunk = p->options.chunk < context ? p->options.chunk : context;
     size_t sum = 0;
     for (uint32_t r = 0; r < p->sharding.ranks; r++) {
