@@ -5,7 +5,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   set(avx2_flags -mavx2 -mfma -mf16c)
   set_source_files_properties(${avx2} PROPERTIES COMPILE_OPTIONS "${avx2_flags}")
   set_source_files_properties(${avx512} PROPERTIES
-    COMPILE_OPTIONS "${avx2_flags};-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni")
+    COMPILE_OPTIONS "${avx2_flags};-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl")
 else()
   set_source_files_properties(${avx2} ${avx512} PROPERTIES HEADER_FILE_ONLY ON)   # Not compiled elsewhere.
 endif()

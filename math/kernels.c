@@ -15,6 +15,11 @@ static bool has_avx2(void) {
     bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
     return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
+
+static bool has_avx512(void) {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
 #endif
 
 static bool always(void) {
@@ -30,6 +35,7 @@ static const struct {
     {&kernels_portable, always},
 #if defined(__x86_64__)
     {&kernels_avx2, has_avx2},
+    {&kernels_avx512, has_avx512},
 #endif
 };
 enum { SETS = sizeof sets / sizeof sets[0] };

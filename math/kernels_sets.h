@@ -11,7 +11,7 @@ enum {
     PLANE_BLOCK = 32, /* values that share a scale in a quantised plane */
 };
 
-extern const kernels kernels_ref, kernels_portable, kernels_avx2;
+extern const kernels kernels_ref, kernels_portable, kernels_avx2, kernels_avx512;
 
 /* The scales and the values of one row of a quantised plane. */
 static inline size_t plane_scale_at(size_t token, size_t head_dim) {

@@ -1,7 +1,8 @@
 /* simd.h: vectors of LANES floats (GCC vector extensions) and the few operations that differ by instruction set.
  *
- * The simd_*.h headers are the vectorised kernels, written once. kernels_portable.c and kernels_avx2.c define LANES and
- * include them; everything is static, so code compiled for one instruction set never leaks into another. */
+ * The simd_*.h headers are the vectorised kernels, written once. kernels_portable.c, kernels_avx2.c and
+ * kernels_avx512.c define LANES and include them; everything is static, so code compiled for one instruction set never
+ * leaks into another. */
 #ifndef RS_MATH_SIMD_H
 #define RS_MATH_SIMD_H
 
@@ -74,6 +75,8 @@ INLINE float max_lanes(vf v) {
 INLINE vi load_u8(const uint8_t *src) {
 #if defined(__AVX2__) && LANES == 8
     return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)src));
+#elif defined(__AVX512F__) && LANES == 16
+    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)src));
 #else
     typedef uint8_t bytes __attribute__((vector_size(LANES)));
     bytes b;
@@ -85,6 +88,8 @@ INLINE vi load_u8(const uint8_t *src) {
 INLINE vi load_i8(const uint8_t *src) {
 #if defined(__AVX2__) && LANES == 8
     return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)src));
+#elif defined(__AVX512F__) && LANES == 16
+    return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)src));
 #else
     typedef int8_t bytes __attribute__((vector_size(LANES)));
     bytes b;
@@ -107,6 +112,8 @@ INLINE vf to_float(vi v) {
 INLINE vf load_half(const uint8_t *src) {
 #if defined(__F16C__) && LANES == 8
     return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)src));
+#elif defined(__AVX512F__) && LANES == 16
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)src));
 #else
     vu half = load_u16(src), sign = (half & 0x8000) << 16, magnitude = half & 0x7FFF;
     vf value = (vf)(magnitude << 13) * 0x1p112f; /* Moves the exponent's bias; exact, denormals included. */
@@ -129,6 +136,8 @@ INLINE float half_at(const uint8_t *src) {
 INLINE void store_half(uint8_t *dst, vf v) {
 #if defined(__F16C__) && LANES == 8
     _mm_storeu_si128((__m128i *)dst, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX512F__) && LANES == 16
+    _mm256_storeu_si256((__m256i *)dst, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
 #else
     for (int i = 0; i < LANES; i++) {
         uint16_t half = half_from_float(v[i]);

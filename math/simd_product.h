@@ -11,8 +11,8 @@
 enum {
     FEW_TOKENS = 8,
     FEW_ROWS = 4,
-    PANEL = 2 * LANES, /* rows of a panel */
-    TILE = 6,          /* tokens of a register block: 12 accumulators of 16 registers */
+    PANEL = 2 * LANES,           /* rows of a panel */
+    TILE = LANES == 16 ? 12 : 6, /* tokens of a register block: two accumulators each, of 32 or 16 registers */
 };
 
 /* Where rows of an operand [*, cols] come from: a matrix, or K of a page (plane != NULL). */
@@ -109,27 +109,25 @@ INLINE void tile_of(int tokens, const float *panel, size_t panel_stride, size_t 
     }
 }
 
+/* Up to TILE tokens, in register blocks of the sizes that are compiled. */
 static void tile_full(size_t tokens, const float *panel, size_t panel_stride, size_t n, const float *x, size_t x_stride,
                       float *y, size_t y_stride, bool accumulate) {
-    switch (tokens) {
-    case 1:
-        tile_of(1, panel, panel_stride, n, x, x_stride, y, y_stride, accumulate);
-        break;
-    case 2:
-        tile_of(2, panel, panel_stride, n, x, x_stride, y, y_stride, accumulate);
-        break;
-    case 3:
-        tile_of(3, panel, panel_stride, n, x, x_stride, y, y_stride, accumulate);
-        break;
-    case 4:
-        tile_of(4, panel, panel_stride, n, x, x_stride, y, y_stride, accumulate);
-        break;
-    case 5:
-        tile_of(5, panel, panel_stride, n, x, x_stride, y, y_stride, accumulate);
-        break;
-    default:
-        tile_of(TILE, panel, panel_stride, n, x, x_stride, y, y_stride, accumulate);
-        break;
+    for (size_t t = 0; t < tokens;) {
+        const float *from = x + t * x_stride;
+        float *to = y + t * y_stride;
+        if (tokens - t >= TILE) {
+            tile_of(TILE, panel, panel_stride, n, from, x_stride, to, y_stride, accumulate);
+            t += TILE;
+        } else if (tokens - t >= TILE / 2) {
+            tile_of(TILE / 2, panel, panel_stride, n, from, x_stride, to, y_stride, accumulate);
+            t += TILE / 2;
+        } else if (tokens - t >= 2) {
+            tile_of(2, panel, panel_stride, n, from, x_stride, to, y_stride, accumulate);
+            t += 2;
+        } else {
+            tile_of(1, panel, panel_stride, n, from, x_stride, to, y_stride, accumulate);
+            t += 1;
+        }
     }
 }
 
@@ -150,7 +148,19 @@ static void tile(size_t tokens, size_t width, const float *panel, size_t panel_s
 INLINE void transpose_block(const float *src, float *dst) {
     vf v[LANES];
     for (int i = 0; i < LANES; i++) v[i] = load(src + i * PRODUCT_K);
-#if LANES == 8
+#if LANES == 16
+    /* Each stage interleaves rows i and i + 8; after four, the block is transposed. */
+    for (int stage = 0; stage < 4; stage++) {
+        vf next[LANES];
+        for (int i = 0; i < LANES / 2; i++) {
+            next[2 * i] =
+                __builtin_shufflevector(v[i], v[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            next[2 * i + 1] =
+                __builtin_shufflevector(v[i], v[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+        }
+        memcpy(v, next, sizeof v);
+    }
+#elif LANES == 8
     /* Each stage interleaves rows i and i + 4; after three, the block is transposed. */
     for (int stage = 0; stage < 3; stage++) {
         vf next[LANES];
