@@ -10,7 +10,7 @@
 enum {
     ATTEND_ROWS = 96, /* query rows (tokens x group) that share one expanded page: q and out stay in L2 */
     SPLIT_TOKENS = 4, /* with so few tokens, attention is split over the pages too */
-    SPLIT_PARTS = 64, /* into at most this many parts */
+    SPLIT_PARTS = 16, /* into at most this many parts */
     SPLIT_PAGES = 8,  /* of at least this many pages */
     ELEMENTS_PER_ITEM = 16384,
 };
@@ -234,8 +234,8 @@ static void append_row(void *job, size_t row, size_t thread) {
     for (size_t h = 0; h < a->kv_heads; h++) {
         uint8_t *plane = a->pages[row] + h * (j->k_bytes + j->v_bytes);
         size_t offset = row * a->stride + h * a->head_dim;
-        j->c->k->kv_store(a->kv.k, plane, token, a->k + offset, a->head_dim);
-        j->c->k->kv_store(a->kv.v, plane + j->k_bytes, token, a->v + offset, a->head_dim);
+        j->c->k->kv_store(a->kv.k, KV_K, plane, token, a->k + offset, a->head_dim);
+        j->c->k->kv_store(a->kv.v, KV_V, plane + j->k_bytes, token, a->v + offset, a->head_dim);
     }
 }
 
@@ -303,7 +303,7 @@ static bool page_in_sight(const page_ref *page, int32_t low, int32_t high, int32
 static void attend_item(void *job, size_t item, size_t thread) {
     const attend_job *j = job;
     const attend_args *a = j->a;
-    size_t part = item % j->parts, block = item / j->parts % j->blocks, kv_head = item / j->parts / j->blocks;
+    size_t kv_head = item % a->kv_heads, part = item / a->kv_heads % j->parts, block = item / a->kv_heads / j->parts;
     size_t first = block * j->block;
     attend_rows r = {.tokens = size_min(j->block, a->rows - first)};
     r.rows = r.tokens * j->group;
@@ -337,6 +337,8 @@ static void attend_item(void *job, size_t item, size_t thread) {
         if (!page_in_sight(page, low, high, a->window)) continue;
         args.k = page->data + kv_head * (k_bytes + v_bytes);
         args.v = args.k + k_bytes;
+        args.k_next = p + 1 < end ? page[1].data + kv_head * (k_bytes + v_bytes) : NULL;
+        args.v_next = p + 1 < end ? args.k_next + k_bytes : NULL;
         args.page_position = page->position;
         args.page_count = page->count;
         j->c->k->attend_page(&args);

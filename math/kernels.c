@@ -61,7 +61,7 @@ rs_status kernels_find(const char *name, const kernels **out) {
 }
 
 size_t kv_plane_bytes(rs_kv_format kv, size_t head_dim) {
-    return plane_value_at(kv, PAGE_TOKENS, head_dim);
+    return plane_values_at(kv, head_dim) + plane_value_at(kv, KV_V, PAGE_TOKENS, 0, head_dim);
 }
 
 size_t matmul_scratch_floats(size_t cols) {
@@ -70,6 +70,5 @@ size_t matmul_scratch_floats(size_t cols) {
 }
 
 size_t attend_scratch_floats(size_t rows, size_t head_dim) {
-    size_t v_stride = (head_dim + 2 * LANES_MAX - 1) / (2 * LANES_MAX) * (2 * LANES_MAX) + LANES_MAX;
-    return matmul_scratch_floats(head_dim) + rows * PAGE_TOKENS + PAGE_TOKENS * v_stride;
+    return rows * PAGE_TOKENS + PAGE_TOKENS * head_dim + PAGE_TOKENS * attend_v_stride(head_dim);
 }

@@ -1,7 +1,7 @@
 /* kernels.h: the table of compute kernels, one row per instruction set.
  *
- * "ref" accumulates in double and is never optimised: it is the meaning. "portable" is plain C in float, "avx2" the
- * same for AVX2 + FMA + F16C. Every set is compared with ref, and timed, by tests/kernel_check.
+ * "ref" accumulates in double and is never optimised: it is the meaning. "portable" is plain C in float, "avx2" and
+ * "avx512" are the same for wider vectors. Every set is compared with ref, and timed, by tests/kernel_check.
  * Kernels run on one thread, allocate nothing and have no state; who splits the work over threads is device/cpu.
  * All float arrays are 4-byte aligned at least; lengths may be any value >= 0 unless said. */
 #ifndef RS_MATH_KERNELS_H
@@ -25,26 +25,34 @@ typedef enum rope_pairs {
 
 typedef enum activation { ACTIVATION_SILU, ACTIVATION_GELU_TANH } activation;
 
-/* One page plane is PAGE_TOKENS rows (K or V) of one kv head: head_dim values each.
- *   f16   [PAGE_TOKENS][head_dim] half
- *   q8_0  scales [PAGE_TOKENS][head_dim/32] half, then [PAGE_TOKENS][head_dim] int8; value = scale * q
- *   q4_0  scales as q8_0, then [PAGE_TOKENS][head_dim/2] bytes: byte j of block b holds value 32b+j in its low nibble,
- *         value 32b+16+j in its high one, stored +8; the caller has Hadamard-rotated the row
+/* One page plane is PAGE_TOKENS rows (of K or of V) of one kv head, head_dim values each. K lies dimension by dimension
+ * and V token by token, so that a vector lane is a token when scores are computed and a dimension when values are
+ * summed: neither needs sums across lanes.
+ *           K                                            V
+ *   f16     [head_dim][PAGE_TOKENS] half                 [PAGE_TOKENS][head_dim] half
+ *   q8_0    scales, [head_dim][PAGE_TOKENS] int8         scales, [PAGE_TOKENS][head_dim] int8
+ *   q4_0    scales, [head_dim/2][PAGE_TOKENS] bytes      scales, [PAGE_TOKENS][head_dim/2] bytes
+ * scales are [head_dim/32][PAGE_TOKENS] half; value = scale * q. Byte 16b+j of a q4_0 row (of K: the row's byte in line
+ * 16b+j) holds value 32b+j in its low nibble and value 32b+16+j in its high one, stored +8; the caller has
+ * Hadamard-rotated the row.
  * Quantised rows: scale = max|x| / 127 (q8_0), or the signed value of largest magnitude / -8 (q4_0) as ggml does,
  * rounded to half (at most 65504) before use; q = x / scale rounded to even (q8_0), floor(x / scale + 8.5) (q4_0),
  * clamped; with a zero scale every q stands for 0. All sets store the same bytes.
  * head_dim is a multiple of 32 for the quantised formats, of 2 for f16. */
+typedef enum kv_side { KV_K, KV_V } kv_side;
 size_t kv_plane_bytes(rs_kv_format format, size_t head_dim);
 
 /* Some query rows of one kv head against one page. The softmax stays open: the state (max, sum, out) joins pages in any
  * order (online softmax: Milakov, Gimelshein, arXiv:1805.02867).
  * Row r sees page token j when j < page_count and position[r] - window < page_position + j <= position[r]
- * (window 0: no lower bound). A row that sees nothing keeps its state; tokens from page_count on are never read. */
+ * (window 0: no lower bound). A row that sees nothing keeps its state; what lies in tokens from page_count on does not
+ * matter. */
 typedef struct attend_page_args {
     const float *q; /* row r at q + r * q_stride: [head_dim], already scaled by 1/sqrt(head_dim) */
     size_t rows, q_stride, head_dim;
-    const int32_t *position; /* [rows] absolute position of each query row */
-    const uint8_t *k, *v;    /* planes */
+    const int32_t *position;        /* [rows] absolute position of each query row */
+    const uint8_t *k, *v;           /* planes */
+    const uint8_t *k_next, *v_next; /* planes of the page that follows, to be fetched meanwhile; or NULL */
     rs_kv_format k_format, v_format;
     int32_t page_position; /* absolute position of the page's first token */
     int32_t page_count;    /* tokens written in it, 1 to PAGE_TOKENS */
@@ -88,8 +96,8 @@ typedef struct kernels {
 
     /* Quantises one row x [head_dim] into token `token` of a plane, and back (for checks, snapshots and other devices).
      * Neither rotates. */
-    void (*kv_store)(rs_kv_format format, uint8_t *plane, size_t token, const float *x, size_t head_dim);
-    void (*kv_load)(rs_kv_format format, const uint8_t *plane, size_t token, float *x, size_t head_dim);
+    void (*kv_store)(rs_kv_format format, kv_side side, uint8_t *plane, size_t token, const float *x, size_t head_dim);
+    void (*kv_load)(rs_kv_format format, kv_side side, const uint8_t *plane, size_t token, float *x, size_t head_dim);
 
     void (*attend_page)(const attend_page_args *args);
 

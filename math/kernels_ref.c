@@ -114,32 +114,34 @@ static void store_q4_block(uint8_t *scale_out, uint8_t *out, const float *x) {
     }
 }
 
-static void kv_store(rs_kv_format kv, uint8_t *plane, size_t token, const float *x, size_t head_dim) {
-    uint8_t *values = plane + plane_value_at(kv, token, head_dim);
+static void kv_store(rs_kv_format kv, kv_side side, uint8_t *plane, size_t token, const float *x, size_t head_dim) {
+    uint8_t *values = plane + plane_values_at(kv, head_dim);
     if (kv == RS_KV_F16) {
-        for (size_t i = 0; i < head_dim; i++) put_half(values + 2 * i, half_from_float(x[i]));
+        for (size_t i = 0; i < head_dim; i++) {
+            put_half(values + plane_value_at(kv, side, token, i, head_dim), half_from_float(x[i]));
+        }
         return;
     }
-    uint8_t *scales = plane + plane_scale_at(token, head_dim);
     for (size_t b = 0; b < head_dim / PLANE_BLOCK; b++) {
-        if (kv == RS_KV_Q8_0) store_q8_block(scales + 2 * b, values + 32 * b, x + 32 * b);
-        if (kv == RS_KV_Q4_0) store_q4_block(scales + 2 * b, values + 16 * b, x + 32 * b);
+        uint8_t row[PLANE_BLOCK] = {0}, *scale = plane + plane_scale_at(b, token);
+        if (kv == RS_KV_Q8_0) store_q8_block(scale, row, x + 32 * b);
+        if (kv == RS_KV_Q4_0) store_q4_block(scale, row, x + 32 * b);
+        for (size_t i = 0; i < (kv == RS_KV_Q8_0 ? 32 : 16); i++) {
+            values[plane_value_at(kv, side, token, 32 * b + i, head_dim)] = row[i];
+        }
     }
 }
 
-static void kv_load(rs_kv_format kv, const uint8_t *plane, size_t token, float *x, size_t head_dim) {
-    const uint8_t *values = plane + plane_value_at(kv, token, head_dim);
-    const uint8_t *scales = plane + plane_scale_at(token, head_dim);
+static void kv_load(rs_kv_format kv, kv_side side, const uint8_t *plane, size_t token, float *x, size_t head_dim) {
     for (size_t i = 0; i < head_dim; i++) {
-        size_t block = i / PLANE_BLOCK, within = i % PLANE_BLOCK;
+        const uint8_t *value = plane + plane_values_at(kv, head_dim) + plane_value_at(kv, side, token, i, head_dim);
         if (kv == RS_KV_F16) {
-            x[i] = get_half(values + 2 * i);
-        } else if (kv == RS_KV_Q8_0) {
-            x[i] = get_half(scales + 2 * block) * (float)(int8_t)values[i];
-        } else {
-            int byte = values[16 * block + within % 16], q = within < 16 ? byte & 15 : byte >> 4;
-            x[i] = get_half(scales + 2 * block) * (float)(q - 8);
+            x[i] = get_half(value);
+            continue;
         }
+        int nibble = plane_value_is_high(i) ? *value >> 4 : *value & 15;
+        float scale = get_half(plane + plane_scale_at(i / PLANE_BLOCK, token));
+        x[i] = scale * (float)(kv == RS_KV_Q8_0 ? (int8_t)*value : nibble - 8);
     }
 }
 
@@ -156,7 +158,7 @@ static void attend_row(const attend_page_args *a, size_t row) {
     for (int j = 0; j < a->page_count; j++) {
         scores[j] = -INFINITY;
         if (!sees(a, row, j)) continue;
-        kv_load(a->k_format, a->k, (size_t)j, line, a->head_dim);
+        kv_load(a->k_format, KV_K, a->k, (size_t)j, line, a->head_dim);
         scores[j] = 0;
         for (size_t i = 0; i < a->head_dim; i++) scores[j] += (double)a->q[row * a->q_stride + i] * line[i];
         if (scores[j] > largest) largest = scores[j];
@@ -168,7 +170,7 @@ static void attend_row(const attend_page_args *a, size_t row) {
     for (int j = 0; j < a->page_count; j++) {
         if (!sees(a, row, j)) continue;
         double weight = exp(scores[j] - largest);
-        kv_load(a->v_format, a->v, (size_t)j, line, a->head_dim);
+        kv_load(a->v_format, KV_V, a->v, (size_t)j, line, a->head_dim);
         total += weight;
         for (size_t i = 0; i < a->head_dim; i++) next[i] += weight * line[i];
     }

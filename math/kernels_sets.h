@@ -13,14 +13,28 @@ enum {
 
 extern const kernels kernels_ref, kernels_portable, kernels_avx2, kernels_avx512;
 
-/* The scales and the values of one row of a quantised plane. */
-static inline size_t plane_scale_at(size_t token, size_t head_dim) {
-    return token * (head_dim / PLANE_BLOCK) * 2;
+/* Where things lie in a plane (kernels.h): the scale of a block of a token, the first value, and the byte of a value
+ * after that. */
+static inline size_t plane_scale_at(size_t block, size_t token) {
+    return (block * PAGE_TOKENS + token) * 2;
 }
-static inline size_t plane_value_at(rs_kv_format kv, size_t token, size_t head_dim) {
-    size_t row_bytes = kv == RS_KV_F16 ? 2 * head_dim : kv == RS_KV_Q8_0 ? head_dim : head_dim / 2;
-    size_t scales_bytes = kv == RS_KV_F16 ? 0 : plane_scale_at(PAGE_TOKENS, head_dim);
-    return scales_bytes + token * row_bytes;
+static inline size_t plane_values_at(rs_kv_format kv, size_t head_dim) {
+    return kv == RS_KV_F16 ? 0 : plane_scale_at(head_dim / PLANE_BLOCK, 0);
+}
+static inline size_t plane_value_at(rs_kv_format kv, kv_side side, size_t token, size_t dim, size_t head_dim) {
+    size_t lines = kv == RS_KV_Q4_0 ? head_dim / 2 : head_dim; /* of K, and bytes or halves of a row of V */
+    size_t line = kv == RS_KV_Q4_0 ? dim / PLANE_BLOCK * 16 + dim % 16 : dim;
+    size_t at = side == KV_K ? line * PAGE_TOKENS + token : token * lines + line;
+    return kv == RS_KV_F16 ? 2 * at : at;
+}
+
+/* Floats between rows of an expanded V: whole panels of the widest set, and odd in cache lines against set conflicts.
+ */
+static inline size_t attend_v_stride(size_t head_dim) {
+    return (head_dim + 2 * LANES_MAX - 1) / (2 * LANES_MAX) * (2 * LANES_MAX) + LANES_MAX;
+}
+static inline bool plane_value_is_high(size_t dim) { /* its nibble of a q4_0 byte */
+    return dim % PLANE_BLOCK >= 16;
 }
 
 #endif

@@ -47,28 +47,68 @@ INLINE vf choose(vi mask, vf a, vf b) {
     return (vf)((mask & (vi)a) | (~mask & (vi)b));
 }
 
+/* b when either is NaN, as the x86 instructions have it. */
 INLINE vf min_of(vf a, vf b) {
-    return choose(a < b, a, b); /* b for NaN. */
+#if LANES == 16
+    return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__) && LANES == 8
+    return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return choose(a < b, a, b);
+#endif
 }
 
 INLINE vf max_of(vf a, vf b) {
+#if LANES == 16
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__) && LANES == 8
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
     return choose(a > b, a, b);
+#endif
 }
 
 INLINE vf abs_of(vf v) {
     return (vf)((vi)v & 0x7FFFFFFF);
 }
 
+/* v with its halves, quarters (...) swapped: folding with all of them brings every lane together. */
+#if LANES == 16
+#define SWAP_8(v) __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)
+#define SWAP_4(v) __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)
+#define SWAP_2(v) __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)
+#define SWAP_1(v) __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14)
+#elif LANES == 8
+#define SWAP_4(v) __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3)
+#define SWAP_2(v) __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5)
+#define SWAP_1(v) __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6)
+#else
+#define SWAP_2(v) __builtin_shufflevector(v, v, 2, 3, 0, 1)
+#define SWAP_1(v) __builtin_shufflevector(v, v, 1, 0, 3, 2)
+#endif
+
 INLINE float sum_lanes(vf v) {
-    float sum = 0;
-    for (int i = 0; i < LANES; i++) sum += v[i];
-    return sum;
+#ifdef SWAP_8
+    v += SWAP_8(v);
+#endif
+#ifdef SWAP_4
+    v += SWAP_4(v);
+#endif
+    v += SWAP_2(v);
+    v += SWAP_1(v);
+    return v[0];
 }
 
 INLINE float max_lanes(vf v) {
-    float largest = v[0];
-    for (int i = 1; i < LANES; i++) largest = v[i] > largest ? v[i] : largest;
-    return largest;
+#ifdef SWAP_8
+    v = max_of(v, SWAP_8(v));
+#endif
+#ifdef SWAP_4
+    v = max_of(v, SWAP_4(v));
+#endif
+    v = max_of(v, SWAP_2(v));
+    v = max_of(v, SWAP_1(v));
+    return v[0];
 }
 
 /* LANES integers from memory of any alignment, and as floats. */
@@ -150,6 +190,13 @@ INLINE void store_half(uint8_t *dst, vf v) {
  * NaN.
  * x = n ln2 + r with |r| <= ln2 / 2; e^r = 1 + r + r^2 P(r), P being the polynomial of least relative error. */
 INLINE vf exp_of(vf x) {
+#if defined(__AVX512F__) && LANES == 16
+    __m512 n = _mm512_roundscale_ps((__m512)(x * 0x1.715476p+0f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    vf r = (x - (vf)n * 0x1.62ep-1f) - (vf)n * 0x1.0bfbe8p-15f;
+    vf p = ((((r * 0x1.6a2434p-10f + 0x1.1239e2p-7f) * r + 0x1.5558f2p-5f) * r + 0x1.555492p-3f) * r + 0x1.fffffcp-2f);
+    __mmask16 counts = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.3f), _CMP_NLT_UQ); /* NaN does. */
+    return (vf)_mm512_maskz_scalef_ps(counts, (__m512)(r * r * p + r + 1), n);
+#else
     const vf round = splat(0x1.8p23f); /* Adding this rounds to an integer, which ends up in the low bits. */
     vi zero = x < splat(-87.3f);
     vi huge = x > splat(88.3f);
@@ -160,6 +207,7 @@ INLINE vf exp_of(vf x) {
     vf mantissa = r * r * p + r + 1;
     vf power = (vf)(((vi)shifted << 23) + (127 << 23));
     return choose(huge, splat(INFINITY), (vf)(~zero & (vi)(mantissa * power)));
+#endif
 }
 
 #endif

@@ -1,4 +1,4 @@
-/* simd_expand.h: rows of weights and of KV planes to floats.
+/* simd_expand.h: rows of weights to floats.
  *
  * Two steps for every quantised format: unpack a block to signed bytes in plain loops over bytes, which compilers turn
  * into full vectors, then convert and scale runs of bytes. Unpacking straight into 32-bit lanes was up to twice as
@@ -216,24 +216,5 @@ static void expand(format f, const void *source, float *dst, size_t n) {
     }
 }
 #undef EACH_BLOCK
-
-/* n values from value k0 on (multiples of 32 for the quantised formats) of a plane's row. */
-static void expand_plane(rs_kv_format f, const uint8_t *plane, size_t token, size_t head_dim, size_t k0, float *dst,
-                         size_t n) {
-    const uint8_t *values = plane + plane_value_at(f, token, head_dim);
-    const uint8_t *scales = plane + plane_scale_at(token, head_dim) + k0 / PLANE_BLOCK * 2;
-    if (f == RS_KV_F16) {
-        expand_f16(values + 2 * k0, dst, n);
-    } else if (f == RS_KV_Q8_0) {
-        const int8_t *q = (const int8_t *)values + k0;
-        for (size_t i = 0; i < n; i += 32, scales += 2) scale_run(q + i, 32, half_at(scales), -0.0f, dst + i);
-    } else {
-        for (size_t i = 0; i < n; i += 32, scales += 2) {
-            int8_t q[32];
-            unpack_nibbles(values + (k0 + i) / 2, 8, q);
-            scale_run(q, 32, half_at(scales), -0.0f, dst + i);
-        }
-    }
-}
 
 #endif

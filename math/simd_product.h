@@ -1,4 +1,4 @@
-/* simd_product.h: products of an expanded operand (weights, or K of a page) with rows of floats.
+/* simd_product.h: products of expanded weights with rows of floats.
  *
  * Few tokens: four rows of w are expanded to L1 and every x row is multiplied along the columns. Many tokens: 32 rows
  * are expanded and transposed to panels [k][2 * LANES rows], and a register block of 6 tokens x 2 vectors of rows
@@ -15,20 +15,8 @@ enum {
     TILE = LANES == 16 ? 12 : 6, /* tokens of a register block: two accumulators each, of 32 or 16 registers */
 };
 
-/* Where rows of an operand [*, cols] come from: a matrix, or K of a page (plane != NULL). */
-typedef struct operand {
-    const matrix *w;
-    const uint8_t *plane;
-    rs_kv_format plane_format;
-    size_t cols;
-} operand;
-
-INLINE void expand_row(const operand *o, size_t row, size_t k0, float *dst, size_t n) {
-    if (o->plane != NULL) {
-        expand_plane(o->plane_format, o->plane, row, o->cols, k0, dst, n);
-    } else {
-        expand(o->w->format, o->w->data + row * o->w->row_bytes + format_bytes(o->w->format, k0), dst, n);
-    }
+INLINE void expand_row(const matrix *w, size_t row, size_t k0, float *dst, size_t n) {
+    expand(w->format, w->data + row * w->row_bytes + format_bytes(w->format, k0), dst, n);
 }
 
 /* acc[t][r] += w[r][0..n) * x[t][0..n) along the lanes; the last n % LANES columns go to tail[t][r]. */
@@ -57,17 +45,17 @@ INLINE void dot_tile(int tokens, const float *w, const float *x, size_t x_stride
     }
 }
 
-/* y[t * y_stride + r] = row r of o times x row t, for r in [row_begin, row_end) and up to FEW_TOKENS tokens. */
-static void product_few(const operand *o, size_t row_begin, size_t row_end, const float *x, size_t x_stride,
+/* y[t * y_stride + r] = row r of w times x row t, for r in [row_begin, row_end) and up to FEW_TOKENS tokens. */
+static void product_few(const matrix *w, size_t row_begin, size_t row_end, const float *x, size_t x_stride,
                         size_t tokens, float *y, size_t y_stride, float *scratch) {
     if (row_end - row_begin < FEW_ROWS) memset(scratch, 0, FEW_ROWS * PRODUCT_K * sizeof *scratch);
     for (size_t row = row_begin; row < row_end; row += FEW_ROWS) {
         size_t rows = row_end - row < FEW_ROWS ? row_end - row : FEW_ROWS;
         vf acc[FEW_TOKENS][FEW_ROWS] = {0};
         float tail[FEW_TOKENS][FEW_ROWS] = {0};
-        for (size_t k0 = 0; k0 < o->cols; k0 += PRODUCT_K) {
-            size_t n = o->cols - k0 < PRODUCT_K ? o->cols - k0 : PRODUCT_K;
-            for (size_t r = 0; r < rows; r++) expand_row(o, row + r, k0, scratch + r * PRODUCT_K, n);
+        for (size_t k0 = 0; k0 < w->cols; k0 += PRODUCT_K) {
+            size_t n = w->cols - k0 < PRODUCT_K ? w->cols - k0 : PRODUCT_K;
+            for (size_t r = 0; r < rows; r++) expand_row(w, row + r, k0, scratch + r * PRODUCT_K, n);
             for (size_t t = 0; t < tokens;) {
                 size_t left = tokens - t;
                 const float *from = x + t * x_stride + k0;
@@ -183,14 +171,14 @@ INLINE void transpose_block(const float *src, float *dst) {
     for (int i = 0; i < LANES; i++) store(dst + i * PANEL, v[i]);
 }
 
-/* Expands rows [row, row + rows) of o, columns [k0, k0 + n), to panels [rows / PANEL][PRODUCT_K][PANEL]; rows beyond
+/* Expands rows [row, row + rows) of w, columns [k0, k0 + n), to panels [rows / PANEL][PRODUCT_K][PANEL]; rows beyond
  * are zero up to a whole panel. lines: [LANES][PRODUCT_K] floats. */
-static void pack_panels(const operand *o, size_t row, size_t rows, size_t k0, size_t n, float *panels, float *lines) {
+static void pack_panels(const matrix *w, size_t row, size_t rows, size_t k0, size_t n, float *panels, float *lines) {
     size_t padded = (rows + PANEL - 1) / PANEL * PANEL;
     for (size_t r = 0; r < padded; r += LANES) {
         for (size_t i = 0; i < LANES; i++) {
             if (r + i < rows) {
-                expand_row(o, row + r + i, k0, lines + i * PRODUCT_K, n);
+                expand_row(w, row + r + i, k0, lines + i * PRODUCT_K, n);
             } else {
                 memset(lines + i * PRODUCT_K, 0, n * sizeof *lines);
             }
@@ -204,14 +192,14 @@ static void pack_panels(const operand *o, size_t row, size_t rows, size_t k0, si
     }
 }
 
-static void product_many(const operand *o, size_t row_begin, size_t row_end, const float *x, size_t x_stride,
+static void product_many(const matrix *w, size_t row_begin, size_t row_end, const float *x, size_t x_stride,
                          size_t tokens, float *y, size_t y_stride, float *scratch) {
     float *panels = scratch, *lines = scratch + MATMUL_ROWS * PRODUCT_K;
     for (size_t row = row_begin; row < row_end; row += MATMUL_ROWS) {
         size_t rows = row_end - row < MATMUL_ROWS ? row_end - row : MATMUL_ROWS;
-        for (size_t k0 = 0; k0 < o->cols; k0 += PRODUCT_K) {
-            size_t n = o->cols - k0 < PRODUCT_K ? o->cols - k0 : PRODUCT_K;
-            pack_panels(o, row, rows, k0, n, panels, lines);
+        for (size_t k0 = 0; k0 < w->cols; k0 += PRODUCT_K) {
+            size_t n = w->cols - k0 < PRODUCT_K ? w->cols - k0 : PRODUCT_K;
+            pack_panels(w, row, rows, k0, n, panels, lines);
             for (size_t t = 0; t < tokens; t += TILE) {
                 size_t some = tokens - t < TILE ? tokens - t : TILE;
                 for (size_t r = 0; r < rows; r += PANEL) {
@@ -224,23 +212,17 @@ static void product_many(const operand *o, size_t row_begin, size_t row_end, con
     }
 }
 
-static void product(const operand *o, size_t row_begin, size_t row_end, const float *x, size_t x_stride, size_t tokens,
-                    float *y, size_t y_stride, float *scratch) {
-    if (o->cols == 0) {
+static void matmul(const matrix *w, size_t row_begin, size_t row_end, const float *x, size_t x_stride, size_t tokens,
+                   float *y, size_t y_stride, float *scratch) {
+    if (w->cols == 0) {
         for (size_t t = 0; t < tokens; t++) {
             for (size_t r = row_begin; r < row_end; r++) y[t * y_stride + r] = 0;
         }
     } else if (tokens <= FEW_TOKENS) {
-        product_few(o, row_begin, row_end, x, x_stride, tokens, y, y_stride, scratch);
+        product_few(w, row_begin, row_end, x, x_stride, tokens, y, y_stride, scratch);
     } else {
-        product_many(o, row_begin, row_end, x, x_stride, tokens, y, y_stride, scratch);
+        product_many(w, row_begin, row_end, x, x_stride, tokens, y, y_stride, scratch);
     }
-}
-
-static void matmul(const matrix *w, size_t row_begin, size_t row_end, const float *x, size_t x_stride, size_t tokens,
-                   float *y, size_t y_stride, float *scratch) {
-    operand o = {.w = w, .cols = w->cols};
-    product(&o, row_begin, row_end, x, x_stride, tokens, y, y_stride, scratch);
 }
 
 #endif

@@ -125,26 +125,43 @@ static void store_q4_block(uint8_t *scale_out, uint8_t *out, const float *x) {
     }
 }
 
-static void kv_store(rs_kv_format kv, uint8_t *plane, size_t token, const float *x, size_t head_dim) {
-    uint8_t *values = plane + plane_value_at(kv, token, head_dim);
-    if (kv == RS_KV_F16) {
-        size_t i = 0;
-        for (; i + LANES <= head_dim; i += LANES) store_half(values + 2 * i, load(x + i));
-        for (; i < head_dim; i++) {
-            uint16_t half = half_from_float(x[i]);
-            memcpy(values + 2 * i, &half, sizeof half);
-        }
+/* A row [lines] of `bytes`-byte values (1 or 2) into its plane: V rows lie together, those of K PAGE_TOKENS apart. */
+static void place_row(kv_side side, uint8_t *values, size_t token, const uint8_t *row, size_t lines, size_t bytes) {
+    if (side == KV_V) {
+        memcpy(values + token * lines * bytes, row, lines * bytes);
         return;
     }
-    uint8_t *scales = plane + plane_scale_at(token, head_dim);
-    for (size_t b = 0; b < head_dim / PLANE_BLOCK; b++) {
-        if (kv == RS_KV_Q8_0) store_q8_block(scales + 2 * b, values + 32 * b, x + 32 * b);
-        if (kv == RS_KV_Q4_0) store_q4_block(scales + 2 * b, values + 16 * b, x + 32 * b);
+    uint8_t *to = values + token * bytes;
+    if (bytes == 2) {
+        for (size_t i = 0; i < lines; i++, to += 2 * PAGE_TOKENS) memcpy(to, row + 2 * i, 2);
+    } else {
+        for (size_t i = 0; i < lines; i++, to += PAGE_TOKENS) *to = row[i];
     }
 }
 
-static void kv_load(rs_kv_format kv, const uint8_t *plane, size_t token, float *x, size_t head_dim) {
-    expand_plane(kv, plane, token, head_dim, 0, x, head_dim);
+static void kv_store(rs_kv_format kv, kv_side side, uint8_t *plane, size_t token, const float *x, size_t head_dim) {
+    uint8_t *values = plane + plane_values_at(kv, head_dim), row[2 * HEAD_DIM_MAX];
+    if (kv == RS_KV_F16) {
+        size_t i = 0;
+        for (; i + LANES <= head_dim; i += LANES) store_half(row + 2 * i, load(x + i));
+        for (; i < head_dim; i++) {
+            uint16_t half = half_from_float(x[i]);
+            memcpy(row + 2 * i, &half, sizeof half);
+        }
+        place_row(side, values, token, row, head_dim, 2);
+        return;
+    }
+    for (size_t b = 0; b < head_dim / PLANE_BLOCK; b++) {
+        uint8_t *scale = plane + plane_scale_at(b, token);
+        if (kv == RS_KV_Q8_0) store_q8_block(scale, row + 32 * b, x + 32 * b);
+        if (kv == RS_KV_Q4_0) store_q4_block(scale, row + 16 * b, x + 32 * b);
+    }
+    place_row(side, values, token, row, kv == RS_KV_Q8_0 ? head_dim : head_dim / 2, 1);
+}
+
+/* Not for speed: attention reads whole pages. */
+static void kv_load(rs_kv_format kv, kv_side side, const uint8_t *plane, size_t token, float *x, size_t head_dim) {
+    kernels_ref.kv_load(kv, side, plane, token, x, head_dim);
 }
 
 #endif

@@ -64,6 +64,7 @@ typedef struct work {
     size_t tokens, n, pages_n, page_bytes; /* page: K then V plane, page_bytes each */
     attend_page_args attend;
     rs_kv_format kv;
+    kv_side side;
 } work;
 
 /* Times run(w): bytes read, values handled (weights, or elements), and floating-point operations of one call. */
@@ -145,16 +146,18 @@ static void run_attend(work *w) {
     for (size_t p = 0; p < w->pages_n; p++) {
         w->attend.k = w->pages + 2 * p * w->page_bytes;
         w->attend.v = w->attend.k + w->page_bytes;
+        w->attend.k_next = p + 1 < w->pages_n ? w->attend.v + w->page_bytes : NULL;
+        w->attend.v_next = p + 1 < w->pages_n ? w->attend.k_next + w->page_bytes : NULL;
         w->k->attend_page(&w->attend);
     }
 }
 
 static void bench_attend(const kernels *k) {
     static const char *const names[] = {"f16", "q8_0", "q4_0"};
-    static const size_t all_rows[] = {1, 3, 8, 48, 192}, dims[] = {64, 128};
-    for (size_t i = 0; i < RS_KV_FORMATS * 2 * 5; i++) {
-        rs_kv_format kv = (rs_kv_format)(i / 10);
-        size_t dim = dims[i / 5 % 2], rows = all_rows[i % 5], pages = rows > 8 ? 16 : 1024;
+    static const size_t all_rows[] = {1, 3, 4, 8, 48, 96}, dims[] = {64, 128};
+    for (size_t i = 0; i < RS_KV_FORMATS * 2 * 6; i++) {
+        rs_kv_format kv = (rs_kv_format)(i / 12);
+        size_t dim = dims[i / 6 % 2], rows = all_rows[i % 6], pages = rows > 8 ? 16 : 1024;
         size_t plane = kv_plane_bytes(kv, dim);
         buffer b[5] = {buffer_new(2 * pages * plane), buffer_new(rows * dim * 4), buffer_new(rows * dim * 4),
                        buffer_new(rows * 12), buffer_new(attend_scratch_floats(rows, dim) * 4)};
@@ -162,7 +165,8 @@ static void bench_attend(const kernels *k) {
         float x[HEAD_DIM_MAX], *q = (float *)b[1].data;
         for (size_t p = 0; p < 2 * pages * PAGE_TOKENS; p++) {
             if (p < 4 * PAGE_TOKENS) values_fill(&seed, VALUES_NORMAL, x, dim);
-            k->kv_store(kv, b[0].data + p / PAGE_TOKENS * plane, p % PAGE_TOKENS, x, dim);
+            k->kv_store(kv, p / PAGE_TOKENS % 2 == 0 ? KV_K : KV_V, b[0].data + p / PAGE_TOKENS * plane,
+                        p % PAGE_TOKENS, x, dim);
         }
         values_fill(&seed, VALUES_NORMAL, q, rows * dim);
         for (size_t r = 0; r < rows; r++) position[r] = PAGE_TOKENS;
@@ -214,7 +218,7 @@ static void run_hadamard(work *w) {
 }
 
 static void run_kv_store(work *w) {
-    w->k->kv_store(w->kv, w->pages, 5, w->x, w->n);
+    w->k->kv_store(w->kv, w->side, w->pages, 5, w->x, w->n);
 }
 
 static void bench_rows(const kernels *k) {

@@ -366,7 +366,7 @@ static void check_hadamard(const kernels *k) {
 static const char *const kv_names[RS_KV_FORMATS] = {"f16", "q8_0", "q4_0"};
 
 /* Same bytes as ref, only the row's own bytes written, load as ref, store of the loaded row again the same bytes. */
-static void check_kv_row(const kernels *k, rs_kv_format kv, size_t head_dim, int kind, size_t token) {
+static void check_kv_row(const kernels *k, rs_kv_format kv, kv_side side, size_t head_dim, int kind, size_t token) {
     const kernels *ref = kernels_at(0);
     size_t bytes = kv_plane_bytes(kv, head_dim);
     buffer plane = buffer_new(bytes), plane_ref = buffer_new(bytes), xb, yb, zb;
@@ -382,12 +382,12 @@ static void check_kv_row(const kernels *k, rs_kv_format kv, size_t head_dim, int
             x[i] = i % 32 == 0 ? -(float)steps * d : i % 32 == 1 ? (float)steps * d : tie;
         }
     }
-    k->kv_store(kv, plane.data, token, x, head_dim);
-    ref->kv_store(kv, plane_ref.data, token, x, head_dim);
+    k->kv_store(kv, side, plane.data, token, x, head_dim);
+    ref->kv_store(kv, side, plane_ref.data, token, x, head_dim);
     expect(memcmp(plane.data, plane_ref.data, bytes) == 0, "store gives ref's bytes", (size_t)kv, head_dim,
            (size_t)kind);
-    k->kv_load(kv, plane.data, token, y, head_dim);
-    ref->kv_load(kv, plane_ref.data, token, z, head_dim);
+    k->kv_load(kv, side, plane.data, token, y, head_dim);
+    ref->kv_load(kv, side, plane_ref.data, token, z, head_dim);
     bool good = true, close = true;
     double largest = 0;
     for (size_t i = 0; i < head_dim; i++) {
@@ -400,7 +400,7 @@ static void check_kv_row(const kernels *k, rs_kv_format kv, size_t head_dim, int
     expect(good, "load gives ref's values", (size_t)kv, head_dim, (size_t)kind);
     if (kind == VALUES_NORMAL || kind == VALUES_ZERO || kind == VALUES_DENORMAL) {
         expect(close, "load is close to what was stored", (size_t)kv, head_dim, (size_t)kind);
-        k->kv_store(kv, plane.data, token, y, head_dim);
+        k->kv_store(kv, side, plane.data, token, y, head_dim);
         expect(memcmp(plane.data, plane_ref.data, bytes) == 0, "store of load is the same", (size_t)kv, head_dim,
                (size_t)kind);
     }
@@ -417,7 +417,7 @@ static void check_kv(const kernels *k) {
         for (size_t i = kv == RS_KV_F16 ? 0 : 3; i < sizeof dims / sizeof *dims; i++) {
             for (int kind = 0; kind < VALUES_KINDS + 2; kind++) {
                 for (size_t token = 0; token < PAGE_TOKENS; token += 21)
-                    check_kv_row(k, (rs_kv_format)kv, dims[i], kind, token);
+                    check_kv_row(k, (rs_kv_format)kv, token % 2 == 0 ? KV_K : KV_V, dims[i], kind, token);
             }
         }
     }
@@ -476,14 +476,14 @@ static bool same_state(const states *a, const states *b, size_t row, size_t head
            memcmp(a->out + row * a->out_stride, b->out + row * b->out_stride, head_dim * 4) == 0;
 }
 
-/* Random page; rows from page_count on are all ones (NaN as halves): never to be read as values. */
-static buffer page_new(const kernels *k, rs_kv_format kv, size_t head_dim, int count) {
+/* Random page; rows from page_count on are all ones (NaN as halves): what they are must not matter. */
+static buffer page_new(const kernels *k, rs_kv_format kv, kv_side side, size_t head_dim, int count) {
     buffer plane = buffer_new(kv_plane_bytes(kv, head_dim));
     memset(plane.data, 0xFF, plane.bytes);
     float x[HEAD_DIM_MAX];
     for (int j = 0; j < count; j++) {
         values_fill(&seed, VALUES_NORMAL, x, head_dim);
-        k->kv_store(kv, plane.data, (size_t)j, x, head_dim);
+        k->kv_store(kv, side, plane.data, (size_t)j, x, head_dim);
     }
     return plane;
 }
@@ -502,7 +502,8 @@ static bool close_state(const states *got, const states *expected, size_t row, s
 }
 
 static void check_attend_case(const kernels *k, const attend_case *c) {
-    buffer kb = page_new(k, c->k, c->head_dim, c->page_count), vb = page_new(k, c->v, c->head_dim, c->page_count);
+    buffer kb = page_new(k, c->k, KV_K, c->head_dim, c->page_count),
+           vb = page_new(k, c->v, KV_V, c->head_dim, c->page_count);
     buffer qb, sb, pb = buffer_new(c->rows * sizeof(int32_t));
     size_t q_stride = c->head_dim + 5;
     float *q = floats_new(&qb, c->rows * q_stride - 5),
@@ -566,7 +567,8 @@ static void check_attend_split(const kernels *k, rs_kv_format kv, size_t rows, s
     values_fill(&seed, VALUES_NORMAL, q, rows * DIM);
     for (size_t r = 0; r < rows; r++) position[r] = TOKENS - 1 - (int32_t)(r * 7 % TOKENS);
     for (int i = 0; i < 2 * PAGES; i++)
-        planes[i / PAGES][i % PAGES] = page_new(k, kv, DIM, i % PAGES < PAGES - 1 ? PAGE_TOKENS : 19);
+        planes[i / PAGES][i % PAGES] =
+            page_new(k, kv, i < PAGES ? KV_K : KV_V, DIM, i % PAGES < PAGES - 1 ? PAGE_TOKENS : 19);
     states half[2] = {states_new(rows, DIM, true), states_new(rows, DIM, true)};
     for (size_t p = 0; p < PAGES; p++) {
         states *s = &half[p >= split];
@@ -599,9 +601,9 @@ static void check_attend_split(const kernels *k, rs_kv_format kv, size_t rows, s
         float line[DIM];
         for (int j = 0; j <= position[r]; j++) { /* Scores are small here, so no maximum is needed. */
             double score = 0;
-            kernels_at(0)->kv_load(kv, planes[0][j / PAGE_TOKENS].data, (size_t)j % PAGE_TOKENS, line, DIM);
+            kernels_at(0)->kv_load(kv, KV_K, planes[0][j / PAGE_TOKENS].data, (size_t)j % PAGE_TOKENS, line, DIM);
             for (int i = 0; i < DIM; i++) score += (double)q[r * DIM + (size_t)i] * line[i];
-            kernels_at(0)->kv_load(kv, planes[1][j / PAGE_TOKENS].data, (size_t)j % PAGE_TOKENS, line, DIM);
+            kernels_at(0)->kv_load(kv, KV_V, planes[1][j / PAGE_TOKENS].data, (size_t)j % PAGE_TOKENS, line, DIM);
             total += exp(score);
             for (int i = 0; i < DIM; i++) out[i] += exp(score) * line[i];
         }
@@ -730,7 +732,7 @@ int main(int argc, char **argv) {
             if (verdict.failures > 0) printf("  %zu failures\n", verdict.failures);
         }
     }
-    const kernels *avx2;
-    if (kernels_find("avx2", &avx2) != RS_OK) printf("skipped avx2: %s\n", rs_last_error());
+    const kernels *widest;
+    if (kernels_find("avx512", &widest) != RS_OK) printf("skipped avx512: %s\n", rs_last_error());
     return verdict.failures_all == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

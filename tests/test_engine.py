@@ -475,7 +475,7 @@ def test_defaults_are_filled_in(model):
     assert options["context"] == model.info["context_trained"] == CONTEXT
     assert options["ranks"] == 1 and options["chunk"] == 512 and options["split"] == rs.SPLITS["r1"]
     assert options["threads"] == len(os.sched_getaffinity(0))
-    assert options["kernels"] in ("avx2", "portable", "ref")
+    assert options["kernels"] in rs.KERNELS
     assert options["memory_limit"] > 1 << 28
     assert model.plan(ranks=3)["options"]["split"] == rs.SPLITS["r4"]
     assert model.plan(context=100, chunk=4096)["options"]["chunk"] == 100
