@@ -10,8 +10,9 @@
 enum {
     ATTEND_ROWS = 96, /* query rows (tokens x group) that share one expanded page: q and out stay in L2 */
     SPLIT_TOKENS = 4, /* with so few tokens, attention is split over the pages too */
-    SPLIT_PARTS = 16, /* into at most this many parts */
-    SPLIT_PAGES = 8,  /* of at least this many pages */
+    SPLIT_PARTS = 64, /* into at most this many parts */
+    SPLIT_PAGES = 8,  /* of at least this many pages, */
+    SPLIT_RUN = 64,   /* and no more than this many while the parts last: they cost a merge each */
     ELEMENTS_PER_ITEM = 16384,
 };
 
@@ -225,15 +226,23 @@ typedef struct append_job {
     size_t k_bytes, v_bytes;
 } append_job;
 
-static void append_row(void *job, size_t row, size_t thread) {
+/* The first row at or after `row` whose page is not that of the row before it. */
+static size_t page_begin(const append_args *a, size_t row) {
+    while (row > 0 && row < a->rows && a->pages[row] == a->pages[row - 1]) row++;
+    return size_min(row, a->rows);
+}
+
+/* Some pages' rows of one kv head: tokens of a page may share bytes, so no two threads write to one plane. */
+static void append_item(void *job, size_t item, size_t thread) {
     (void)thread;
     const append_job *j = job;
     const append_args *a = j->a;
-    if (a->pages[row] == NULL) return;
-    size_t token = (size_t)a->position[row] % PAGE_TOKENS;
-    for (size_t h = 0; h < a->kv_heads; h++) {
-        uint8_t *plane = a->pages[row] + h * (j->k_bytes + j->v_bytes);
-        size_t offset = row * a->stride + h * a->head_dim;
+    size_t head = item % a->kv_heads, first = item / a->kv_heads * PAGE_TOKENS;
+    size_t end = page_begin(a, first + PAGE_TOKENS);
+    for (size_t row = page_begin(a, first); row < end; row++) {
+        if (a->pages[row] == NULL) continue;
+        size_t token = (size_t)a->position[row] % PAGE_TOKENS, offset = row * a->stride + head * a->head_dim;
+        uint8_t *plane = a->pages[row] + head * (j->k_bytes + j->v_bytes);
         j->c->k->kv_store(a->kv.k, KV_K, plane, token, a->k + offset, a->head_dim);
         j->c->k->kv_store(a->kv.v, KV_V, plane + j->k_bytes, token, a->v + offset, a->head_dim);
     }
@@ -241,7 +250,7 @@ static void append_row(void *job, size_t row, size_t thread) {
 
 static void append(device *d, const append_args *a) {
     append_job job = {(cpu *)d, a, kv_plane_bytes(a->kv.k, a->head_dim), kv_plane_bytes(a->kv.v, a->head_dim)};
-    pool_run(job.c->pool, append_row, &job, a->rows);
+    pool_run(job.c->pool, append_item, &job, (a->rows + PAGE_TOKENS - 1) / PAGE_TOKENS * a->kv_heads);
 }
 
 typedef struct attend_job {
@@ -295,11 +304,6 @@ static void move_rows(const attend_job *j, const attend_rows *r, const attend_st
     }
 }
 
-/* True when some row of positions low..high sees some token of the page. */
-static bool page_in_sight(const page_ref *page, int32_t low, int32_t high, int32_t window) {
-    return page->position <= high && (window == 0 || page->position + page->count - 1 > low - window);
-}
-
 static void attend_item(void *job, size_t item, size_t thread) {
     const attend_job *j = job;
     const attend_args *a = j->a;
@@ -309,18 +313,18 @@ static void attend_item(void *job, size_t item, size_t thread) {
     r.rows = r.tokens * j->group;
     place_rows(&r, thread_scratch(j->c, thread), a->head_dim);
     move_rows(j, &r, &j->states[part], kv_head, first, true);
-    int32_t low = a->position[first], high = low;
-    for (size_t t = first; t < first + r.tokens; t++) {
-        if (a->position[t] < low) low = a->position[t];
-        if (a->position[t] > high) high = a->position[t];
-    }
     size_t k_bytes = kv_plane_bytes(a->kv.k, a->head_dim), v_bytes = kv_plane_bytes(a->kv.v, a->head_dim);
-    attend_page_args args = {
+    size_t begin = part * j->part_pages, end = size_min(begin + j->part_pages, a->n_pages);
+    attend_head_args args = {
         .q = r.q,
         .rows = r.rows,
         .q_stride = a->head_dim,
         .head_dim = a->head_dim,
         .position = r.position,
+        .pages = a->pages + begin,
+        .n_pages = end - begin,
+        .k_offset = kv_head * (k_bytes + v_bytes),
+        .v_offset = kv_head * (k_bytes + v_bytes) + k_bytes,
         .k_format = a->kv.k,
         .v_format = a->kv.v,
         .window = a->window,
@@ -331,18 +335,7 @@ static void attend_item(void *job, size_t item, size_t thread) {
         .out_stride = a->head_dim,
         .scratch = r.kernel,
     };
-    size_t end = size_min((part + 1) * j->part_pages, a->n_pages);
-    for (size_t p = part * j->part_pages; p < end; p++) {
-        const page_ref *page = &a->pages[p];
-        if (!page_in_sight(page, low, high, a->window)) continue;
-        args.k = page->data + kv_head * (k_bytes + v_bytes);
-        args.v = args.k + k_bytes;
-        args.k_next = p + 1 < end ? page[1].data + kv_head * (k_bytes + v_bytes) : NULL;
-        args.v_next = p + 1 < end ? args.k_next + k_bytes : NULL;
-        args.page_position = page->position;
-        args.page_count = page->count;
-        j->c->k->attend_page(&args);
-    }
+    j->c->k->attend_head(&args);
     move_rows(j, &r, &j->states[part], kv_head, first, false);
 }
 
@@ -360,8 +353,8 @@ static void attend_begin(device *d, attend_state state, size_t rows, size_t head
 /* Splits the page list into parts with states of their own, so that few tokens still keep all cores busy. */
 static void split_pages(attend_job *j, attend_state *states) {
     const attend_args *a = j->a;
-    j->part_pages = (a->n_pages + SPLIT_PARTS - 1) / SPLIT_PARTS;
-    if (j->part_pages < SPLIT_PAGES) j->part_pages = SPLIT_PAGES;
+    size_t fewest = size_max((a->n_pages + SPLIT_PARTS - 1) / SPLIT_PARTS, SPLIT_PAGES);
+    j->part_pages = size_max(fewest, size_min(a->n_pages / (SPLIT_PARTS / 4), SPLIT_RUN));
     j->parts = (a->n_pages + j->part_pages - 1) / j->part_pages;
     if (j->parts <= 1) return;
     size_t rows = a->rows * a->heads;

@@ -16,13 +16,6 @@ typedef struct device_limits {
     size_t heads, kv_heads, head_dim;
 } device_limits;
 
-/* One page as attention reads it: for each of the kv heads its K plane, then its V plane. */
-typedef struct page_ref {
-    const uint8_t *data;
-    int32_t position; /* absolute, of its first token */
-    int32_t count;    /* tokens written */
-} page_ref;
-
 typedef struct kv_type {
     rs_kv_format k, v;
 } kv_type;

@@ -123,6 +123,6 @@ rs_status attention_run(forward *f, const step *s, uint32_t layer, bool spread, 
         RS_TRY(merge_ranks(f, o));
         heads = range_count(f->own->o_heads);
     }
-    if (f->m->kv.v == RS_KV_Q4_0) f->d->ops->hadamard(f->d, *o, f->rows * heads, h->head_dim);
+    if (f->m->kv.v != RS_KV_F16) f->d->ops->hadamard(f->d, *o, f->rows * heads, h->head_dim);
     return RS_OK;
 }

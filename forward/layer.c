@@ -67,11 +67,11 @@ static rs_status project(forward *f, const layer_weights *l, uint32_t layer, boo
     op->rope(f->d, b->q, b->cosine[local], b->sine[local], rows, heads, h->head_dim, h->rope_dims, h->arch->pairs);
     op->rope(f->d, b->k, b->cosine[local], b->sine[local], rows, kv_heads, h->head_dim, h->rope_dims, h->arch->pairs);
     op->scale(f->d, b->q, h->attention_scale, rows * heads * h->head_dim);
-    if (f->m->kv.k == RS_KV_Q4_0) {
+    if (f->m->kv.k != RS_KV_F16) {
         op->hadamard(f->d, b->q, rows * heads, h->head_dim);
         op->hadamard(f->d, b->k, rows * kv_heads, h->head_dim);
     }
-    if (f->m->kv.v == RS_KV_Q4_0) op->hadamard(f->d, b->v, rows * kv_heads, h->head_dim);
+    if (f->m->kv.v != RS_KV_F16) op->hadamard(f->d, b->v, rows * kv_heads, h->head_dim);
     return RS_OK;
 }
 

@@ -41,7 +41,8 @@ typedef enum rs_status {
     RS_DEVICE,
 } rs_status;
 
-/* How K or V rows are kept. q4_0 is rotated by a Walsh-Hadamard transform before it is quantised. */
+/* How K or V rows are kept. q8_0 (one scale a row of a head) and q4_0 (one for 32 values) are rotated by a
+ * Walsh-Hadamard transform before they are quantised. */
 typedef enum rs_kv_format { RS_KV_F16, RS_KV_Q8_0, RS_KV_Q4_0, RS_KV_FORMATS } rs_kv_format;
 
 /* Who holds which weights and which KV (docs/ARCHITECTURE.md has the table). */

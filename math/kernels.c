@@ -61,7 +61,8 @@ rs_status kernels_find(const char *name, const kernels **out) {
 }
 
 size_t kv_plane_bytes(rs_kv_format kv, size_t head_dim) {
-    return plane_values_at(kv, head_dim) + plane_value_at(kv, KV_V, PAGE_TOKENS, 0, head_dim);
+    size_t values = PAGE_TOKENS * head_dim;
+    return plane_values_at(kv, head_dim) + (kv == RS_KV_F16 ? 2 * values : kv == RS_KV_Q8_0 ? values : values / 2);
 }
 
 size_t matmul_scratch_floats(size_t cols) {
@@ -70,5 +71,7 @@ size_t matmul_scratch_floats(size_t cols) {
 }
 
 size_t attend_scratch_floats(size_t rows, size_t head_dim) {
-    return rows * PAGE_TOKENS + PAGE_TOKENS * head_dim + PAGE_TOKENS * attend_v_stride(head_dim);
+    size_t few = rows * (HEAD_DIM_MAX / 2 + head_dim / PLANE_BLOCK + 3);
+    size_t many = PAGE_TOKENS * head_dim + PAGE_TOKENS * attend_v_stride(head_dim);
+    return rows * PAGE_TOKENS + (few > many ? few : many);
 }

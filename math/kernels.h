@@ -25,44 +25,52 @@ typedef enum rope_pairs {
 
 typedef enum activation { ACTIVATION_SILU, ACTIVATION_GELU_TANH } activation;
 
-/* One page plane is PAGE_TOKENS rows (of K or of V) of one kv head, head_dim values each. K lies dimension by dimension
- * and V token by token, so that a vector lane is a token when scores are computed and a dimension when values are
- * summed: neither needs sums across lanes.
- *           K                                            V
- *   f16     [head_dim][PAGE_TOKENS] half                 [PAGE_TOKENS][head_dim] half
- *   q8_0    scales, [head_dim][PAGE_TOKENS] int8         scales, [PAGE_TOKENS][head_dim] int8
- *   q4_0    scales, [head_dim/2][PAGE_TOKENS] bytes      scales, [PAGE_TOKENS][head_dim/2] bytes
- * scales are [head_dim/32][PAGE_TOKENS] half; value = scale * q. Byte 16b+j of a q4_0 row (of K: the row's byte in line
- * 16b+j) holds value 32b+j in its low nibble and value 32b+16+j in its high one, stored +8; the caller has
- * Hadamard-rotated the row.
- * Quantised rows: scale = max|x| / 127 (q8_0), or the signed value of largest magnitude / -8 (q4_0) as ggml does,
- * rounded to half (at most 65504) before use; q = x / scale rounded to even (q8_0), floor(x / scale + 8.5) (q4_0),
- * clamped; with a zero scale every q stands for 0. All sets store the same bytes.
- * head_dim is a multiple of 32 for the quantised formats, of 2 for f16. */
+/* One page plane is PAGE_TOKENS rows (of K or of V) of one kv head, head_dim values each, in lines of 64 bytes.
+ * Attention sums over the dimensions of K and over the tokens of V; the other axis is that of the lanes: a line holds
+ * the values of several lanes at one place, or at a few neighbouring ones, of the axis that is summed over. So scores
+ * and values accumulate lane by lane, without sums across lanes, and a plane is read front to back. lanes   K V f16 32
+ * [PAGE_TOKENS/32][head_dim][32] half          [head_dim/32][PAGE_TOKENS][32] half q8_0    16      scales,
+ * [PAGE_TOKENS/16][head_dim/4][16][4]  scales, [head_dim/16][PAGE_TOKENS/4][16][4] bytes q4_0    16      scales,
+ * [PAGE_TOKENS/16][head_dim/8][16][4]  scales, [head_dim/16][PAGE_TOKENS/8][16][4] bytes The last block of an f16 V has
+ * head_dim % 32 lanes if that is not 0. scales are half: [PAGE_TOKENS] of q8_0, one for a row, and
+ * [head_dim/32][PAGE_TOKENS] of q4_0; value = scale * q. A q8_0 byte is q + 128; byte j of four q4_0 bytes holds value
+ * j of eight in its low nibble and value 4 + j in its high one, each stored + 8. The caller has Hadamard-rotated the
+ * row, so that no value sticks out and spoils the scale of the others. Quantised rows: scale = max|x| / 127 (q8_0), or
+ * the signed value of largest magnitude / -8 (q4_0) as ggml does, rounded to half (at most 65504) before use; q = x /
+ * scale rounded to even (q8_0), floor(x / scale + 8.5) - 8 (q4_0), clamped; with a zero scale every q is 0. All sets
+ * store the same bytes. head_dim is a multiple of 32 for the quantised formats, of 2 for f16. Tokens of a q4_0 V share
+ * bytes: rows of one plane are stored by one thread at a time. */
 typedef enum kv_side { KV_K, KV_V } kv_side;
 size_t kv_plane_bytes(rs_kv_format format, size_t head_dim);
 
-/* Some query rows of one kv head against one page. The softmax stays open: the state (max, sum, out) joins pages in any
- * order (online softmax: Milakov, Gimelshein, arXiv:1805.02867).
- * Row r sees page token j when j < page_count and position[r] - window < page_position + j <= position[r]
- * (window 0: no lower bound). A row that sees nothing keeps its state; what lies in tokens from page_count on does not
- * matter. */
-typedef struct attend_page_args {
+/* One page as attention reads it: for each kv head its K plane, then its V plane. */
+typedef struct page_ref {
+    const uint8_t *data;
+    int32_t position; /* absolute, of its first token */
+    int32_t count;    /* tokens written, 1 to PAGE_TOKENS; what lies behind them does not matter */
+} page_ref;
+
+/* Some query rows of one kv head against some pages. The softmax stays open: the state (max, sum, out) joins pages in
+ * any order (online softmax: Milakov, Gimelshein, arXiv:1805.02867).
+ * Row r sees token j of a page when j < count and position[r] - window < page.position + j <= position[r]
+ * (window 0: no lower bound). A row that sees nothing keeps its state.
+ * Several pages of quantised formats may be summed in integers: q and the weights of a page are then rounded to 15 bits
+ * of their largest value, which stays below a fiftieth of the format's own rounding. */
+typedef struct attend_head_args {
     const float *q; /* row r at q + r * q_stride: [head_dim], already scaled by 1/sqrt(head_dim) */
     size_t rows, q_stride, head_dim;
-    const int32_t *position;        /* [rows] absolute position of each query row */
-    const uint8_t *k, *v;           /* planes */
-    const uint8_t *k_next, *v_next; /* planes of the page that follows, to be fetched meanwhile; or NULL */
+    const int32_t *position; /* [rows] absolute position of each query row */
+    const page_ref *pages;   /* [n_pages] */
+    size_t n_pages;
+    size_t k_offset, v_offset; /* bytes from a page's data to the planes of this head */
     rs_kv_format k_format, v_format;
-    int32_t page_position; /* absolute position of the page's first token */
-    int32_t page_count;    /* tokens written in it, 1 to PAGE_TOKENS */
     int32_t window;
     float *max; /* row r at max[r * state_stride]: natural-log units; -INFINITY before the first token */
     float *sum; /* row r at sum[r * state_stride]: sum of exp(score - max) */
     float *out; /* row r at out + r * out_stride: sum of exp(score - max) * v; anything while max is -INFINITY */
     size_t state_stride, out_stride;
     float *scratch; /* attend_scratch_floats(rows, head_dim) floats, 64-byte aligned */
-} attend_page_args;
+} attend_head_args;
 size_t attend_scratch_floats(size_t rows, size_t head_dim);
 
 typedef struct kernels {
@@ -99,7 +107,7 @@ typedef struct kernels {
     void (*kv_store)(rs_kv_format format, kv_side side, uint8_t *plane, size_t token, const float *x, size_t head_dim);
     void (*kv_load)(rs_kv_format format, kv_side side, const uint8_t *plane, size_t token, float *x, size_t head_dim);
 
-    void (*attend_page)(const attend_page_args *args);
+    void (*attend_head)(const attend_head_args *args);
 
     /* Joins another state into this one, exactly: both are (max, sum, out [head_dim]) of one row and head.
      * Either may be empty (max -INFINITY). */

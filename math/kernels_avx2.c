@@ -17,7 +17,7 @@ const kernels kernels_avx2 = {
     .hadamard = hadamard,
     .kv_store = kv_store,
     .kv_load = kv_load,
-    .attend_page = attend_page,
+    .attend_head = attend_head,
     .merge = merge,
 };
 #elif defined(__x86_64__)

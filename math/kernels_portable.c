@@ -16,6 +16,6 @@ const kernels kernels_portable = {
     .hadamard = hadamard,
     .kv_store = kv_store,
     .kv_load = kv_load,
-    .attend_page = attend_page,
+    .attend_head = attend_head,
     .merge = merge,
 };

@@ -89,45 +89,48 @@ static float store_scale(uint8_t *dst, float value) {
 }
 
 /* Float arithmetic here, as in every set: all must store the same bytes. A NaN clamps to the upper bound. */
-static void store_q8_block(uint8_t *scale_out, uint8_t *out, const float *x) {
+static void store_q8(uint8_t *scale_out, uint8_t *out, const float *x, size_t n) {
     float largest = 0;
-    for (int i = 0; i < PLANE_BLOCK; i++) largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
+    for (size_t i = 0; i < n; i++) largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
     float d = store_scale(scale_out, largest / 127);
-    for (int i = 0; i < PLANE_BLOCK; i++) {
+    for (size_t i = 0; i < n; i++) {
         float v = d != 0 ? x[i] / d : 0;
         v = v < 127 ? v : 127;
         v = v > -127 ? v : -127;
-        out[i] = (uint8_t)(int8_t)rintf(v);
+        out[i] = (uint8_t)((int)rintf(v) + 128);
     }
 }
 
-static void store_q4_block(uint8_t *scale_out, uint8_t *out, const float *x) {
+/* q + 8, one byte a value. */
+static void store_q4(uint8_t *scale_out, uint8_t *out, const float *x, size_t n) {
     float largest = 0;
-    for (int i = 0; i < PLANE_BLOCK; i++) largest = fabsf(x[i]) > fabsf(largest) ? x[i] : largest;
+    for (size_t i = 0; i < n; i++) largest = fabsf(x[i]) > fabsf(largest) ? x[i] : largest;
     float d = store_scale(scale_out, largest / -8);
-    for (int i = 0; i < PLANE_BLOCK; i++) {
+    for (size_t i = 0; i < n; i++) {
         float v = d != 0 ? x[i] / d + 8.5f : 8;
         v = v < 15.5f ? v : 15.5f;
         v = v > 0 ? v : 0;
-        uint8_t q = (uint8_t)v; /* v >= 0, so this is floor. */
-        out[i % 16] = i < 16 ? q : (uint8_t)(out[i % 16] | q << 4);
+        out[i] = (uint8_t)v; /* v >= 0, so this is floor. */
     }
 }
 
 static void kv_store(rs_kv_format kv, kv_side side, uint8_t *plane, size_t token, const float *x, size_t head_dim) {
-    uint8_t *values = plane + plane_values_at(kv, head_dim);
-    if (kv == RS_KV_F16) {
-        for (size_t i = 0; i < head_dim; i++) {
-            put_half(values + plane_value_at(kv, side, token, i, head_dim), half_from_float(x[i]));
-        }
-        return;
+    uint8_t *values = plane + plane_values_at(kv, head_dim), row[HEAD_DIM_MAX];
+    const size_t n = plane_block(kv, head_dim);
+    for (size_t i = 0; kv != RS_KV_F16 && i < head_dim; i += n) {
+        uint8_t *scale = plane + plane_scale_at(i / n, token);
+        if (kv == RS_KV_Q8_0) store_q8(scale, row + i, x + i, n);
+        if (kv == RS_KV_Q4_0) store_q4(scale, row + i, x + i, n);
     }
-    for (size_t b = 0; b < head_dim / PLANE_BLOCK; b++) {
-        uint8_t row[PLANE_BLOCK] = {0}, *scale = plane + plane_scale_at(b, token);
-        if (kv == RS_KV_Q8_0) store_q8_block(scale, row, x + 32 * b);
-        if (kv == RS_KV_Q4_0) store_q4_block(scale, row, x + 32 * b);
-        for (size_t i = 0; i < (kv == RS_KV_Q8_0 ? 32 : 16); i++) {
-            values[plane_value_at(kv, side, token, 32 * b + i, head_dim)] = row[i];
+    for (size_t i = 0; i < head_dim; i++) {
+        uint8_t *value = values + plane_value_at(kv, side, token, i, head_dim);
+        if (kv == RS_KV_F16) {
+            put_half(value, half_from_float(x[i]));
+        } else if (kv == RS_KV_Q8_0) {
+            *value = row[i];
+        } else {
+            bool high = plane_value_is_high(side == KV_K ? i : token);
+            *value = (uint8_t)(high ? (*value & 15) | row[i] << 4 : (*value & 0xF0) | row[i]);
         }
     }
 }
@@ -139,49 +142,58 @@ static void kv_load(rs_kv_format kv, kv_side side, const uint8_t *plane, size_t 
             x[i] = get_half(value);
             continue;
         }
-        int nibble = plane_value_is_high(i) ? *value >> 4 : *value & 15;
-        float scale = get_half(plane + plane_scale_at(i / PLANE_BLOCK, token));
-        x[i] = scale * (float)(kv == RS_KV_Q8_0 ? (int8_t)*value : nibble - 8);
+        int nibble = plane_value_is_high(side == KV_K ? i : token) ? *value >> 4 : *value & 15;
+        float scale = get_half(plane + plane_scale_at(i / plane_block(kv, head_dim), token));
+        x[i] = scale * (float)(kv == RS_KV_Q8_0 ? *value - 128 : nibble - 8);
     }
 }
 
-static bool sees(const attend_page_args *a, size_t row, int token) {
-    int64_t query = a->position[row], key = (int64_t)a->page_position + token;
+static bool sees(const attend_head_args *a, const page_ref *page, size_t row, int token) {
+    int64_t query = a->position[row], key = (int64_t)page->position + token;
     return key <= query && (a->window == 0 || key > query - a->window);
 }
 
-static void attend_row(const attend_page_args *a, size_t row) {
+/* k, v: the page's rows [PAGE_TOKENS, head_dim]. */
+static void attend_row(const attend_head_args *a, const page_ref *page, size_t row, const float *k, const float *v) {
     float *max = a->max + row * a->state_stride, *sum = a->sum + row * a->state_stride,
           *out = a->out + row * a->out_stride;
     double scores[PAGE_TOKENS], largest = *max, total = 0;
-    float *line = a->scratch;
-    for (int j = 0; j < a->page_count; j++) {
+    for (int j = 0; j < page->count; j++) {
         scores[j] = -INFINITY;
-        if (!sees(a, row, j)) continue;
-        kv_load(a->k_format, KV_K, a->k, (size_t)j, line, a->head_dim);
+        if (!sees(a, page, row, j)) continue;
         scores[j] = 0;
-        for (size_t i = 0; i < a->head_dim; i++) scores[j] += (double)a->q[row * a->q_stride + i] * line[i];
+        for (size_t i = 0; i < a->head_dim; i++) {
+            scores[j] += (double)a->q[row * a->q_stride + i] * k[(size_t)j * a->head_dim + i];
+        }
         if (scores[j] > largest) largest = scores[j];
     }
     largest = (double)(float)largest; /* What is stored must be what the weights below refer to. */
     if (largest == -INFINITY) return;
     double keep = *max == -INFINITY ? 0 : exp(*max - largest), next[HEAD_DIM_MAX];
     for (size_t i = 0; i < a->head_dim; i++) next[i] = keep == 0 ? 0 : keep * out[i];
-    for (int j = 0; j < a->page_count; j++) {
-        if (!sees(a, row, j)) continue;
+    for (int j = 0; j < page->count; j++) {
+        if (!sees(a, page, row, j)) continue;
         double weight = exp(scores[j] - largest);
-        kv_load(a->v_format, KV_V, a->v, (size_t)j, line, a->head_dim);
         total += weight;
-        for (size_t i = 0; i < a->head_dim; i++) next[i] += weight * line[i];
+        for (size_t i = 0; i < a->head_dim; i++) next[i] += weight * v[(size_t)j * a->head_dim + i];
     }
     for (size_t i = 0; i < a->head_dim; i++) out[i] = (float)next[i];
     *sum = (float)(keep == 0 ? total : keep * *sum + total);
     *max = (float)largest;
 }
 
-static void attend_page(const attend_page_args *a) {
-    assert(a->head_dim <= HEAD_DIM_MAX && a->page_count <= PAGE_TOKENS);
-    for (size_t row = 0; row < a->rows; row++) attend_row(a, row);
+static void attend_head(const attend_head_args *a) {
+    assert(a->head_dim <= HEAD_DIM_MAX);
+    float *k = a->scratch, *v = k + PAGE_TOKENS * a->head_dim;
+    for (size_t p = 0; p < a->n_pages; p++) {
+        const page_ref *page = &a->pages[p];
+        assert(page->count <= PAGE_TOKENS);
+        for (size_t j = 0; j < (size_t)page->count; j++) {
+            kv_load(a->k_format, KV_K, page->data + a->k_offset, j, k + j * a->head_dim, a->head_dim);
+            kv_load(a->v_format, KV_V, page->data + a->v_offset, j, v + j * a->head_dim, a->head_dim);
+        }
+        for (size_t row = 0; row < a->rows; row++) attend_row(a, page, row, k, v);
+    }
 }
 
 static void merge(float *max, float *sum, float *out, float other_max, float other_sum, const float *other_out,
@@ -206,6 +218,6 @@ const kernels kernels_ref = {
     .hadamard = hadamard,
     .kv_store = kv_store,
     .kv_load = kv_load,
-    .attend_page = attend_page,
+    .attend_head = attend_head,
     .merge = merge,
 };

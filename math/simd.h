@@ -11,7 +11,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef __AVX2__
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
@@ -207,6 +207,20 @@ INLINE vf exp_of(vf x) {
     vf mantissa = r * r * p + r + 1;
     vf power = (vf)(((vi)shifted << 23) + (127 << 23));
     return choose(huge, splat(INFINITY), (vf)(~zero & (vi)(mantissa * power)));
+#endif
+}
+
+/* The same for x <= 0 alone, in fewer steps: what softmax weights need. */
+INLINE vf exp_of_negative(vf x) {
+#if defined(__AVX512F__) && LANES == 16
+    return exp_of(x);
+#else
+    const vf round = splat(0x1.8p23f);
+    vf shifted = x * 0x1.715476p+0f + round, n = shifted - round;
+    vf r = (x - n * 0x1.62ep-1f) - n * 0x1.0bfbe8p-15f;
+    vf p = ((((r * 0x1.6a2434p-10f + 0x1.1239e2p-7f) * r + 0x1.5558f2p-5f) * r + 0x1.555492p-3f) * r + 0x1.fffffcp-2f);
+    vf mantissa = r * r * p + r + 1;
+    return (vf)(~(x < splat(-87.3f)) & ((vi)mantissa + ((vi)shifted << 23)));
 #endif
 }
 

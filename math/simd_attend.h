@@ -6,127 +6,207 @@
 #include "math/simd_product.h"
 
 /* Tokens [*begin, *end) of a page that a query row sees; none when *begin >= *end. */
-static void page_visible(const attend_page_args *a, size_t row, int *begin, int *end) {
-    int64_t last = (int64_t)a->position[row] - a->page_position;
+static void page_visible(const attend_head_args *a, const page_ref *page, size_t row, int *begin, int *end) {
+    int64_t last = (int64_t)a->position[row] - page->position;
     int64_t first = a->window > 0 ? last - a->window + 1 : 0;
-    *begin = (int)(first < 0 ? 0 : first > a->page_count ? a->page_count : first);
-    *end = (int)(last < 0 ? 0 : last >= a->page_count ? a->page_count : last + 1);
+    *begin = (int)(first < 0 ? 0 : first > page->count ? page->count : first);
+    *end = (int)(last < 0 ? 0 : last >= page->count ? page->count : last + 1);
+}
+
+/* What the rows see of a page. */
+typedef struct sight {
+    size_t first, last; /* tokens [first, last) are seen by some row; none when first >= last */
+    bool whole;         /* every row sees all PAGE_TOKENS */
+} sight;
+
+static sight page_sight(const attend_head_args *a, const page_ref *page) {
+    int low = PAGE_TOKENS, high = 0, begin_most = 0, end_least = PAGE_TOKENS;
+    for (size_t row = 0; row < a->rows; row++) {
+        int begin, end;
+        page_visible(a, page, row, &begin, &end);
+        begin_most = begin > begin_most ? begin : begin_most;
+        end_least = end < end_least ? end : end_least;
+        if (begin >= end) continue;
+        low = begin < low ? begin : low;
+        high = end > high ? end : high;
+    }
+    return (sight){(size_t)low, (size_t)high, begin_most == 0 && end_least == PAGE_TOKENS};
 }
 
 INLINE float exp_one(float x) {
     return exp_of(splat(x))[0];
 }
 
-/* Turns scores [PAGE_TOKENS] of a row into weights exp(score - max), 0 where the row does not see, and brings the row's
- * state to the new maximum. */
-static void weigh_row(const attend_page_args *a, size_t row, float *scores) {
-    float *max = a->max + row * a->state_stride, *sum = a->sum + row * a->state_stride,
-          *out = a->out + row * a->out_stride;
+/* Scores of tokens that the row does not see become -INFINITY. */
+static void mask_row(const attend_head_args *a, const page_ref *page, size_t row, float *scores) {
     int begin, end;
-    page_visible(a, row, &begin, &end);
+    page_visible(a, page, row, &begin, &end);
     for (int j = 0; j < begin; j++) scores[j] = -INFINITY;
     for (int j = end > begin ? end : begin; j < PAGE_TOKENS; j++) scores[j] = -INFINITY;
-    vf largest = splat(*max);
-    for (int j = 0; j < PAGE_TOKENS; j += LANES) largest = max_of(load(scores + j), largest);
-    float next = max_lanes(largest);
+}
+
+INLINE float largest_of_row(const float *scores) {
+    vf largest = load(scores);
+    for (int j = LANES; j < PAGE_TOKENS; j += LANES) largest = max_of(load(scores + j), largest);
+    return max_lanes(largest);
+}
+
+/* scores [PAGE_TOKENS] become exp(score - largest); returns their sum. */
+INLINE float exp_row(float *scores, float largest) {
+    vf total = splat(0);
+    for (int j = 0; j < PAGE_TOKENS; j += LANES) {
+        vf weight = exp_of_negative(load(scores + j) - largest);
+        store(scores + j, weight);
+        total += weight;
+    }
+    return sum_lanes(total);
+}
+
+/* ---- Few rows ---- */
+
+/* Turns a row's scores into weights relative to the largest of the page and joins them with the row's max and sum. Its
+ * out is left to the values: out = out * keep + (what the page gives) * take. */
+static void weigh_few(const attend_head_args *a, const few *f, size_t row) {
+    float *scores = f->scores + row * PAGE_TOKENS, *max = a->max + row * a->state_stride,
+          *sum = a->sum + row * a->state_stride;
+    float largest = largest_of_row(scores);
+    f->keep[row] = f->take[row] = 1;
+    if (largest == -INFINITY) { /* Nothing seen. */
+        f->take[row] = 0;
+        memset(scores, 0, PAGE_TOKENS * sizeof *scores);
+        return;
+    }
+    float total = exp_row(scores, largest);
+    if (*max == -INFINITY) { /* An empty state; its out may hold anything. */
+        memset(a->out + row * a->out_stride, 0, a->head_dim * sizeof(float));
+        *sum = 0;
+    } else if (largest > *max) {
+        f->keep[row] = exp_one(*max - largest);
+    } else {
+        f->take[row] = exp_one(largest - *max);
+    }
+    *sum = *sum * f->keep[row] + total * f->take[row];
+    *max = largest > *max ? largest : *max;
+}
+
+/* A loop of its own for each number of rows that is compiled. */
+#define FEW_ROWS_4(call)                                                                                               \
+    case 1:                                                                                                            \
+        call(1);                                                                                                       \
+        break;                                                                                                         \
+    case 2:                                                                                                            \
+        call(2);                                                                                                       \
+        break;                                                                                                         \
+    case 3:                                                                                                            \
+        call(3);                                                                                                       \
+        break;                                                                                                         \
+    case 4:                                                                                                            \
+        call(4);                                                                                                       \
+        break;
+#if LANES == 16
+#define FEW_ROWS(rows, call)                                                                                           \
+    switch (rows) {                                                                                                    \
+        FEW_ROWS_4(call)                                                                                               \
+    case 5:                                                                                                            \
+        call(5);                                                                                                       \
+        break;                                                                                                         \
+    case 6:                                                                                                            \
+        call(6);                                                                                                       \
+        break;                                                                                                         \
+    case 7:                                                                                                            \
+        call(7);                                                                                                       \
+        break;                                                                                                         \
+    default:                                                                                                           \
+        call(8);                                                                                                       \
+        break;                                                                                                         \
+    }
+#else
+#define FEW_ROWS(rows, call)                                                                                           \
+    switch (rows) { FEW_ROWS_4(call) }
+#endif
+
+static void score_block(int rows, const attend_head_args *a, const few *f, size_t row, const uint8_t *k,
+                        ptrdiff_t ahead) {
+#define HALVES(n) score_halves(n, a, f, row, k, ahead)
+#define BYTES(n) score_bytes(RS_KV_Q8_0, n, a, f, row, k, ahead)
+#define NIBBLES(n) score_bytes(RS_KV_Q4_0, n, a, f, row, k, ahead)
+    if (a->k_format == RS_KV_F16) {
+        FEW_ROWS(rows, HALVES)
+    } else if (a->k_format == RS_KV_Q8_0) {
+        FEW_ROWS(rows, BYTES)
+    } else {
+        FEW_ROWS(rows, NIBBLES)
+    }
+#undef HALVES
+#undef BYTES
+#undef NIBBLES
+}
+
+static void value_block(int rows, const attend_head_args *a, const few *f, size_t row, const uint8_t *v, size_t tokens,
+                        ptrdiff_t ahead) {
+#define HALVES(n) value_halves(n, a, f, row, v, tokens, ahead)
+#define BYTES(n) value_bytes(RS_KV_Q8_0, n, a, f, row, v, tokens, ahead)
+#define NIBBLES(n) value_bytes(RS_KV_Q4_0, n, a, f, row, v, tokens, ahead)
+    if (a->v_format == RS_KV_F16) {
+        FEW_ROWS(rows, HALVES)
+    } else if (a->v_format == RS_KV_Q8_0) {
+        FEW_ROWS(rows, BYTES)
+    } else {
+        FEW_ROWS(rows, NIBBLES)
+    }
+#undef HALVES
+#undef BYTES
+#undef NIBBLES
+}
+#undef FEW_ROWS
+#undef FEW_ROWS_4
+
+/* ahead: bytes to the page that follows, or 0. The first block of rows fetches it. */
+static void attend_few(const attend_head_args *a, const few *f, const page_ref *page, sight seen, ptrdiff_t ahead) {
+    const uint8_t *k = page->data + a->k_offset, *v = page->data + a->v_offset;
+    for (size_t row = 0; row < a->rows; row += FEW_BLOCK) {
+        size_t n = a->rows - row < FEW_BLOCK ? a->rows - row : FEW_BLOCK;
+        score_block((int)n, a, f, row, k, row == 0 ? ahead : 0);
+    }
+    for (size_t row = 0; row < a->rows; row++) {
+        if (!seen.whole) mask_row(a, page, row, f->scores + row * PAGE_TOKENS);
+        weigh_few(a, f, row);
+    }
+    for (size_t row = 0; row < a->rows; row += FEW_BLOCK) {
+        size_t n = a->rows - row < FEW_BLOCK ? a->rows - row : FEW_BLOCK;
+        value_block((int)n, a, f, row, v, seen.last, row == 0 ? ahead : 0);
+    }
+}
+
+/* ---- Many rows ---- */
+
+/* Turns scores [PAGE_TOKENS] of a row into weights exp(score - max), 0 where the row does not see, and brings the row's
+ * state to the new maximum. */
+static void weigh_many(const attend_head_args *a, const page_ref *page, size_t row, float *scores) {
+    float *max = a->max + row * a->state_stride, *sum = a->sum + row * a->state_stride,
+          *out = a->out + row * a->out_stride;
+    mask_row(a, page, row, scores);
+    float largest = largest_of_row(scores), next = largest > *max ? largest : *max;
     if (next == -INFINITY) { /* Nothing seen, neither now nor before. */
         memset(scores, 0, PAGE_TOKENS * sizeof *scores);
         return;
     }
-    vf total = splat(0);
-    for (int j = 0; j < PAGE_TOKENS; j += LANES) {
-        vf weight = exp_of(load(scores + j) - next);
-        store(scores + j, weight);
-        total += weight;
-    }
+    float total = exp_row(scores, next);
     if (*max == -INFINITY) { /* An empty state; its out may hold anything. */
-        *sum = sum_lanes(total);
+        *sum = total;
         memset(out, 0, a->head_dim * sizeof *out);
     } else {
-        float keep = exp_one(*max - next);
-        *sum = *sum * keep + sum_lanes(total);
+        float keep = next > *max ? exp_one(*max - next) : 1;
+        *sum = *sum * keep + total;
         for (size_t i = 0; keep != 1 && i < a->head_dim; i++) out[i] *= keep;
     }
     *max = next;
 }
 
-/* The tokens [*first, *last) that any row sees. */
-static void page_span(const attend_page_args *a, size_t *first, size_t *last) {
-    int low = PAGE_TOKENS, high = 0;
-    for (size_t row = 0; row < a->rows; row++) {
-        int begin, end;
-        page_visible(a, row, &begin, &end);
-        if (begin >= end) continue;
-        low = begin < low ? begin : low;
-        high = end > high ? end : high;
-    }
-    *first = (size_t)low;
-    *last = (size_t)high;
-}
-
-/* A loop of its own for each format and number of rows. */
-#define FEW_ROWS(kv, rows, call)                                                                                       \
-    switch (rows) {                                                                                                    \
-    case 1:                                                                                                            \
-        call(kv, 1, ARGUMENTS);                                                                                        \
-        break;                                                                                                         \
-    case 2:                                                                                                            \
-        call(kv, 2, ARGUMENTS);                                                                                        \
-        break;                                                                                                         \
-    case 3:                                                                                                            \
-        call(kv, 3, ARGUMENTS);                                                                                        \
-        break;                                                                                                         \
-    case 4:                                                                                                            \
-        call(kv, 4, ARGUMENTS);                                                                                        \
-        break;                                                                                                         \
-    default:                                                                                                           \
-        call(kv, FEW_BLOCK, ARGUMENTS);                                                                                \
-        break;                                                                                                         \
-    }
-#define EACH_KV(format, rows, call)                                                                                    \
-    if ((format) == RS_KV_F16) {                                                                                       \
-        FEW_ROWS(RS_KV_F16, rows, call)                                                                                \
-    } else if ((format) == RS_KV_Q8_0) {                                                                               \
-        FEW_ROWS(RS_KV_Q8_0, rows, call)                                                                               \
-    } else {                                                                                                           \
-        FEW_ROWS(RS_KV_Q4_0, rows, call)                                                                               \
-    }
-
-static void score_block(int rows, const attend_page_args *a, size_t row, float *scores) {
-#define ARGUMENTS a, row, scores
-    EACH_KV(a->k_format, rows, score_few)
-#undef ARGUMENTS
-}
-
-static void value_block(int rows, const attend_page_args *a, size_t row, const float *scores, float *scaled,
-                        size_t first, size_t last) {
-#define ARGUMENTS a, row, scores, scaled, first, last
-    EACH_KV(a->v_format, rows, value_few)
-#undef ARGUMENTS
-}
-#undef EACH_KV
-#undef FEW_ROWS
-
-/* How many of `left` rows make the next register block: a size that is compiled. */
-static size_t block_of(size_t left) {
-    return left >= FEW_BLOCK ? FEW_BLOCK : left >= 4 ? 4 : left;
-}
-
-static void attend_few(const attend_page_args *a, float *scores, float *scaled, size_t first, size_t last) {
-    for (size_t row = 0, n; row < a->rows; row += n) {
-        n = block_of(a->rows - row);
-        score_block((int)n, a, row, scores + row * PAGE_TOKENS);
-    }
-    for (size_t row = 0; row < a->rows; row++) weigh_row(a, row, scores + row * PAGE_TOKENS);
-    for (size_t row = 0, n; row < a->rows; row += n) {
-        n = block_of(a->rows - row);
-        value_block((int)n, a, row, scores + row * PAGE_TOKENS, scaled, first, last);
-    }
-}
-
 /* K and V are expanded once for all rows, then it is two matrix products. */
-static void attend_many(const attend_page_args *a, float *scores, float *k, float *v, size_t first, size_t last) {
-    expand_k(a->k_format, a->k, a->head_dim, k);
+static void attend_many(const attend_head_args *a, const page_ref *page, sight seen) {
+    float *scores = a->scratch, *k = scores + a->rows * PAGE_TOKENS, *v = k + PAGE_TOKENS * a->head_dim;
+    expand_k(a->k_format, page->data + a->k_offset, a->head_dim, k);
     for (size_t row = 0; row < a->rows; row += TILE) {
         size_t rows = a->rows - row < TILE ? a->rows - row : TILE;
         for (size_t t = 0; t < PAGE_TOKENS; t += PANEL) {
@@ -134,28 +214,34 @@ static void attend_many(const attend_page_args *a, float *scores, float *k, floa
                       scores + row * PAGE_TOKENS + t, PAGE_TOKENS, false);
         }
     }
-    for (size_t row = 0; row < a->rows; row++) weigh_row(a, row, scores + row * PAGE_TOKENS);
+    for (size_t row = 0; row < a->rows; row++) weigh_many(a, page, row, scores + row * PAGE_TOKENS);
     size_t v_stride = attend_v_stride(a->head_dim);
-    expand_v(a->v_format, a->v, first, last, a->head_dim, v);
+    expand_v(a->v_format, page->data + a->v_offset, seen.first, seen.last, a->head_dim, v);
     for (size_t row = 0; row < a->rows; row += TILE) {
         size_t rows = a->rows - row < TILE ? a->rows - row : TILE;
         for (size_t i = 0; i < a->head_dim; i += PANEL) {
             size_t width = a->head_dim - i < PANEL ? a->head_dim - i : PANEL;
-            tile(rows, width, v + first * v_stride + i, v_stride, last - first, scores + row * PAGE_TOKENS + first,
-                 PAGE_TOKENS, a->out + row * a->out_stride + i, a->out_stride, true);
+            tile(rows, width, v + seen.first * v_stride + i, v_stride, seen.last - seen.first,
+                 scores + row * PAGE_TOKENS + seen.first, PAGE_TOKENS, a->out + row * a->out_stride + i, a->out_stride,
+                 true);
         }
     }
 }
 
-static void attend_page(const attend_page_args *a) {
-    size_t first, last;
-    page_span(a, &first, &last);
-    if (first >= last) return;
-    float *scores = a->scratch, *expanded = scores + a->rows * PAGE_TOKENS;
-    if (a->rows <= 2 * FEW_BLOCK && a->head_dim % PLANE_BLOCK == 0) {
-        attend_few(a, scores, expanded, first, last);
-    } else {
-        attend_many(a, scores, expanded, expanded + PAGE_TOKENS * a->head_dim, first, last);
+static void attend_head(const attend_head_args *a) {
+    /* One page is a short text: it is quick either way, and floats are closer. */
+    bool is_few = a->rows <= FEW_ROWS_MAX && a->head_dim % PLANE_BLOCK == 0 && a->n_pages > 1;
+    few f = few_place(a->scratch, a->rows, a->head_dim);
+    if (is_few && a->k_format != RS_KV_F16) round_queries(a, &f);
+    for (size_t p = 0; p < a->n_pages; p++) {
+        const page_ref *page = &a->pages[p];
+        sight seen = page_sight(a, page);
+        if (seen.first >= seen.last) continue;
+        if (is_few) {
+            attend_few(a, &f, page, seen, p + 1 < a->n_pages ? page[1].data - page->data : 0);
+        } else {
+            attend_many(a, page, seen);
+        }
     }
 }
 

@@ -88,75 +88,102 @@ static float store_scale(uint8_t *dst, float value) {
     return half_to_float(half);
 }
 
-INLINE float largest_magnitude(const float *x) {
+INLINE float largest_magnitude(const float *x, size_t n) {
     vf largest = splat(0);
-    for (int i = 0; i < PLANE_BLOCK; i += LANES) largest = max_of(abs_of(load(x + i)), largest); /* Skips NaN. */
+    for (size_t i = 0; i < n; i += LANES) largest = max_of(abs_of(load(x + i)), largest); /* Skips NaN. */
     return max_lanes(largest);
 }
 
 /* The operations are those of kernels_ref.c one for one, division included: the bytes must be the same. */
-static void store_q8_block(uint8_t *scale_out, uint8_t *out, const float *x) {
-    typedef int8_t bytes __attribute__((vector_size(LANES)));
-    float d = store_scale(scale_out, largest_magnitude(x) / 127);
-    for (int i = 0; i < PLANE_BLOCK; i += LANES) {
+static void store_q8(uint8_t *scale_out, uint8_t *out, const float *x, size_t n) {
+    typedef uint8_t bytes __attribute__((vector_size(LANES)));
+    float d = store_scale(scale_out, largest_magnitude(x, n) / 127);
+    for (size_t i = 0; i < n; i += LANES) {
         vf v = d != 0 ? load(x + i) / d : splat(0);
         v = max_of(min_of(v, splat(127)), splat(-127));
-        bytes b =
-            __builtin_convertvector((vi)(v + 0x1.8p23f), bytes); /* Rounds to even; the low bits are the integer. */
+        /* Rounds to even; the low bits are the integer. */
+        bytes b = __builtin_convertvector((vi)(v + 0x1.8p23f) + 128, bytes);
         memcpy(out + i, &b, sizeof b);
     }
 }
 
-static void store_q4_block(uint8_t *scale_out, uint8_t *out, const float *x) {
+static void store_q4(uint8_t *scale_out, uint8_t *out, const float *x, size_t n) {
     typedef uint8_t bytes __attribute__((vector_size(LANES)));
-    float magnitude = largest_magnitude(x), largest = 0;
-    for (int i = PLANE_BLOCK - 1; i >= 0; i--)
-        largest = fabsf(x[i]) == magnitude ? x[i] : largest; /* The first counts. */
+    float magnitude = largest_magnitude(x, n), largest = 0;
+    for (size_t i = n; i-- > 0;) largest = fabsf(x[i]) == magnitude ? x[i] : largest; /* The first counts. */
     float d = store_scale(scale_out, largest / -8);
-    for (int i = 0; i < PLANE_BLOCK / 2; i += LANES) {
-        vi q[2];
-        for (int j = 0; j < 2; j++) {
-            vf v = d != 0 ? load(x + 16 * j + i) / d + 8.5f : splat(8);
-            v = max_of(min_of(v, splat(15.5f)), splat(0));
-            q[j] = __builtin_convertvector(v, vi);
-        }
-        bytes b = __builtin_convertvector(q[0] | q[1] << 4, bytes);
+    for (size_t i = 0; i < n; i += LANES) {
+        vf v = d != 0 ? load(x + i) / d + 8.5f : splat(8);
+        v = max_of(min_of(v, splat(15.5f)), splat(0));
+        bytes b = __builtin_convertvector(__builtin_convertvector(v, vi), bytes);
         memcpy(out + i, &b, sizeof b);
     }
 }
 
-/* A row [lines] of `bytes`-byte values (1 or 2) into its plane: V rows lie together, those of K PAGE_TOKENS apart. */
-static void place_row(kv_side side, uint8_t *values, size_t token, const uint8_t *row, size_t lines, size_t bytes) {
-    if (side == KV_V) {
-        memcpy(values + token * lines * bytes, row, lines * bytes);
-        return;
-    }
-    uint8_t *to = values + token * bytes;
-    if (bytes == 2) {
-        for (size_t i = 0; i < lines; i++, to += 2 * PAGE_TOKENS) memcpy(to, row + 2 * i, 2);
+/* Bytes of a row (q + 128, or q + 8 of nibbles) to their places in the plane. Four neighbours of K lie together. */
+static void place_k(rs_kv_format kv, uint8_t *values, size_t token, const uint8_t *row, size_t head_dim) {
+    uint8_t *to = values + plane_value_at(kv, KV_K, token, 0, head_dim);
+    if (kv == RS_KV_Q8_0) {
+        for (size_t i = 0; i < head_dim; i += 4, to += 64) memcpy(to, row + i, 4);
     } else {
-        for (size_t i = 0; i < lines; i++, to += PAGE_TOKENS) *to = row[i];
+        for (size_t i = 0; i < head_dim; i += 8, to += 64) {
+            uint32_t low, high;
+            memcpy(&low, row + i, 4);
+            memcpy(&high, row + i + 4, 4);
+            low |= high << 4;
+            memcpy(to, &low, 4);
+        }
+    }
+}
+
+static void place_v(rs_kv_format kv, uint8_t *values, size_t token, const uint8_t *row, size_t head_dim) {
+    uint8_t *to = values + plane_value_at(kv, KV_V, token, 0, head_dim);
+    const size_t block_bytes = 16 * PAGE_TOKENS / (kv == RS_KV_Q8_0 ? 1 : 2);
+    const int shift = plane_value_is_high(token) ? 4 : 0;
+    for (size_t i = 0; i < head_dim; i += 16, to += block_bytes) {
+        for (size_t j = 0; j < 16; j++) {
+            uint8_t *byte = to + 4 * j;
+            *byte = (uint8_t)(kv == RS_KV_Q8_0 ? row[i + j] : (*byte & ~(15 << shift)) | row[i + j] << shift);
+        }
+    }
+}
+
+static void store_halves(kv_side side, uint8_t *plane, size_t token, const float *x, size_t head_dim) {
+    uint8_t row[2 * HEAD_DIM_MAX];
+    size_t i = 0;
+    for (; i + LANES <= head_dim; i += LANES) store_half(row + 2 * i, load(x + i));
+    for (; i < head_dim; i++) {
+        uint16_t half = half_from_float(x[i]);
+        memcpy(row + 2 * i, &half, sizeof half);
+    }
+    if (side == KV_K) {
+        uint8_t *to = plane + plane_value_at(RS_KV_F16, KV_K, token, 0, head_dim);
+        for (i = 0; i < head_dim; i++, to += 64) memcpy(to, row + 2 * i, 2);
+    } else {
+        for (i = 0; i < head_dim; i += 32) {
+            size_t width = head_dim - i < 32 ? head_dim - i : 32;
+            memcpy(plane + plane_value_at(RS_KV_F16, KV_V, token, i, head_dim), row + 2 * i, 2 * width);
+        }
     }
 }
 
 static void kv_store(rs_kv_format kv, kv_side side, uint8_t *plane, size_t token, const float *x, size_t head_dim) {
-    uint8_t *values = plane + plane_values_at(kv, head_dim), row[2 * HEAD_DIM_MAX];
     if (kv == RS_KV_F16) {
-        size_t i = 0;
-        for (; i + LANES <= head_dim; i += LANES) store_half(row + 2 * i, load(x + i));
-        for (; i < head_dim; i++) {
-            uint16_t half = half_from_float(x[i]);
-            memcpy(row + 2 * i, &half, sizeof half);
-        }
-        place_row(side, values, token, row, head_dim, 2);
+        store_halves(side, plane, token, x, head_dim);
         return;
     }
-    for (size_t b = 0; b < head_dim / PLANE_BLOCK; b++) {
-        uint8_t *scale = plane + plane_scale_at(b, token);
-        if (kv == RS_KV_Q8_0) store_q8_block(scale, row + 32 * b, x + 32 * b);
-        if (kv == RS_KV_Q4_0) store_q4_block(scale, row + 16 * b, x + 32 * b);
+    uint8_t *values = plane + plane_values_at(kv, head_dim), row[HEAD_DIM_MAX];
+    const size_t n = plane_block(kv, head_dim);
+    for (size_t i = 0; i < head_dim; i += n) {
+        uint8_t *scale = plane + plane_scale_at(i / n, token);
+        if (kv == RS_KV_Q8_0) store_q8(scale, row + i, x + i, n);
+        if (kv == RS_KV_Q4_0) store_q4(scale, row + i, x + i, n);
     }
-    place_row(side, values, token, row, kv == RS_KV_Q8_0 ? head_dim : head_dim / 2, 1);
+    if (side == KV_K) {
+        place_k(kv, values, token, row, head_dim);
+    } else {
+        place_v(kv, values, token, row, head_dim);
+    }
 }
 
 /* Not for speed: attention reads whole pages. */

@@ -61,8 +61,8 @@ typedef struct work {
     matrix w;
     float *x, *y, *scratch;
     uint8_t *pages;
-    size_t tokens, n, pages_n, page_bytes; /* page: K then V plane, page_bytes each */
-    attend_page_args attend;
+    size_t tokens, n;
+    attend_head_args attend;
     rs_kv_format kv;
     kv_side side;
 } work;
@@ -143,13 +143,7 @@ static void bench_expand(const kernels *k) {
 
 static void run_attend(work *w) {
     for (size_t r = 0; r < w->attend.rows; r++) w->attend.max[r] = -INFINITY, w->attend.sum[r] = 0;
-    for (size_t p = 0; p < w->pages_n; p++) {
-        w->attend.k = w->pages + 2 * p * w->page_bytes;
-        w->attend.v = w->attend.k + w->page_bytes;
-        w->attend.k_next = p + 1 < w->pages_n ? w->attend.v + w->page_bytes : NULL;
-        w->attend.v_next = p + 1 < w->pages_n ? w->attend.k_next + w->page_bytes : NULL;
-        w->k->attend_page(&w->attend);
-    }
+    w->k->attend_head(&w->attend);
 }
 
 static void bench_attend(const kernels *k) {
@@ -159,8 +153,13 @@ static void bench_attend(const kernels *k) {
         rs_kv_format kv = (rs_kv_format)(i / 12);
         size_t dim = dims[i / 6 % 2], rows = all_rows[i % 6], pages = rows > 8 ? 16 : 1024;
         size_t plane = kv_plane_bytes(kv, dim);
-        buffer b[5] = {buffer_new(2 * pages * plane), buffer_new(rows * dim * 4), buffer_new(rows * dim * 4),
-                       buffer_new(rows * 12), buffer_new(attend_scratch_floats(rows, dim) * 4)};
+        buffer b[6] = {buffer_new(2 * pages * plane),
+                       buffer_new(rows * dim * 4),
+                       buffer_new(rows * dim * 4),
+                       buffer_new(rows * 12),
+                       buffer_new(attend_scratch_floats(rows, dim) * 4),
+                       buffer_new(pages * sizeof(page_ref))};
+        page_ref *list = (page_ref *)b[5].data;
         int32_t *position = (int32_t *)b[3].data;
         float x[HEAD_DIM_MAX], *q = (float *)b[1].data;
         for (size_t p = 0; p < 2 * pages * PAGE_TOKENS; p++) {
@@ -169,11 +168,10 @@ static void bench_attend(const kernels *k) {
                         p % PAGE_TOKENS, x, dim);
         }
         values_fill(&seed, VALUES_NORMAL, q, rows * dim);
-        for (size_t r = 0; r < rows; r++) position[r] = PAGE_TOKENS;
+        for (size_t r = 0; r < rows; r++) position[r] = INT32_MAX;
+        for (size_t p = 0; p < pages; p++)
+            list[p] = (page_ref){b[0].data + 2 * p * plane, (int32_t)(p * PAGE_TOKENS), PAGE_TOKENS};
         work w = {.k = k,
-                  .pages = b[0].data,
-                  .pages_n = pages,
-                  .page_bytes = plane,
                   .attend = {.q = q,
                              .rows = rows,
                              .q_stride = dim,
@@ -181,7 +179,9 @@ static void bench_attend(const kernels *k) {
                              .position = position,
                              .k_format = kv,
                              .v_format = kv,
-                             .page_count = PAGE_TOKENS,
+                             .pages = list,
+                             .n_pages = pages,
+                             .v_offset = plane,
                              .max = (float *)(position + rows),
                              .sum = (float *)(position + 2 * rows),
                              .out = (float *)b[2].data,
@@ -192,7 +192,7 @@ static void bench_attend(const kernels *k) {
         snprintf(name, sizeof name, "attend %s D %zu rows %zu", names[kv], dim, rows);
         double values = (double)(2 * pages * PAGE_TOKENS * dim);
         measure(name, run_attend, &w, (double)b[0].bytes, values, 2.0 * values * (double)rows);
-        for (int j = 0; j < 5; j++) buffer_free(&b[j]);
+        for (int j = 0; j < 6; j++) buffer_free(&b[j]);
     }
 }
 

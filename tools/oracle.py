@@ -17,6 +17,7 @@ from gguf import GGUFReader, dequantize
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3")
 KV_FORMATS = ("none", "f16", "q8_0", "q4_0")
+ROTATED = ("q8_0", "q4_0")  # by a Hadamard matrix of the head, K with the queries, V undone after attention
 
 
 # ---- Rounding of the KV cache
@@ -27,11 +28,10 @@ def round_f16(x):
 
 
 def round_q8_0(x):
-    """Blocks of 32: scale = half(max|x| / 127), q = round(x / scale) in [-127, 127]."""
-    b = x.reshape(*x.shape[:-1], -1, 32)
-    scale = round_f16(np.abs(b).max(-1, keepdims=True) / 127)
-    q = np.divide(b, scale, out=np.zeros_like(b), where=scale != 0)
-    return (np.clip(np.rint(q), -127, 127) * scale).reshape(x.shape)
+    """Each head's row: scale = half(max|x| / 127), q = round(x / scale) in [-127, 127]; no rotation."""
+    scale = round_f16(np.abs(x).max(-1, keepdims=True) / 127)
+    q = np.divide(x, scale, out=np.zeros_like(x), where=scale != 0)
+    return np.clip(np.rint(q), -127, 127) * scale
 
 
 def round_q4_0(x):
@@ -230,9 +230,9 @@ class Oracle:
         neighbours = w.family == "llama"
         q = rotate(q, position, *self.rope[layer], neighbours) * self.scale
         k = rotate(k, position, *self.rope[layer], neighbours)
-        if self.kv_k == "q4_0":
+        if self.kv_k in ROTATED:
             q, k = q @ self.hadamard, k @ self.hadamard
-        if self.kv_v == "q4_0":
+        if self.kv_v in ROTATED:
             v = v @ self.hadamard
         k = self.k[layer] = np.concatenate([self.k[layer], ROUND[self.kv_k](k)])
         v = self.v[layer] = np.concatenate([self.v[layer], ROUND[self.kv_v](v)])
@@ -247,7 +247,7 @@ class Oracle:
             score = np.where(seen, q[:, head] @ k[:, head // group].T, -np.inf)
             score = np.exp(score - score.max(-1, keepdims=True))
             out[:, head] = score / score.sum(-1, keepdims=True) @ v[:, head // group]
-        if self.kv_v == "q4_0":
+        if self.kv_v in ROTATED:
             out = out @ self.hadamard  # Symmetric and orthonormal: its own inverse.
         return self._project(layer, "attn_output", out.reshape(n, -1))
 
