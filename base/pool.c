@@ -26,10 +26,10 @@ struct pool {
     atomic_bool caller_sleeps;
     atomic_bool closing;
     uint64_t handed_out; /* items that workers have taken in all, for the caller alone */
+    spin spin;           /* the caller's */
     size_t threads;
     const topology *topology;
     size_t place;
-    bool roomy;
 
     pthread_mutex_t lock;
     pthread_cond_t wake, finished;
@@ -73,8 +73,8 @@ static void *worker_main(void *argument) {
     struct worker *w = argument;
     pool *p = w->pool;
     topology_pin(p->topology, p->place + w->index);
+    spin s = spin_habit(topology_roomy(p->topology));
     while (!atomic_load(&p->closing)) {
-        spin s = {.allowed = p->roomy};
         while (idle(p) && spin_on(&s)) continue;
         if (idle(p)) {
             pthread_mutex_lock(&p->lock);
@@ -83,6 +83,7 @@ static void *worker_main(void *argument) {
             atomic_fetch_sub(&p->sleepers, 1);
             pthread_mutex_unlock(&p->lock);
         }
+        spin_end(&s);
         work_once(p, w->index);
     }
     return NULL;
@@ -96,15 +97,15 @@ static void wake_all(pool *p) {
 }
 
 static void wait_for_workers(pool *p) {
-    spin s = {.allowed = p->roomy};
-    while (atomic_load(&p->done) != p->handed_out) {
-        if (spin_on(&s)) continue;
+    while (atomic_load(&p->done) != p->handed_out && spin_on(&p->spin)) continue;
+    if (atomic_load(&p->done) != p->handed_out) {
         pthread_mutex_lock(&p->lock);
         atomic_store(&p->caller_sleeps, true);
         while (atomic_load(&p->done) != p->handed_out) pthread_cond_wait(&p->finished, &p->lock);
         atomic_store(&p->caller_sleeps, false);
         pthread_mutex_unlock(&p->lock);
     }
+    spin_end(&p->spin);
 }
 
 void pool_run(pool *p, pool_work work, void *job, size_t items) {
@@ -126,7 +127,7 @@ rs_status pool_open(size_t threads, const topology *t, size_t place, pool **out)
     size_t bytes = sizeof(pool) + threads * sizeof(struct worker);
     pool *p = aligned_alloc(LINE_BYTES, (bytes + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES);
     if (p == NULL) return status_fail(RS_NO_MEMORY, "no memory for %zu threads", threads);
-    *p = (pool){.threads = 1, .topology = t, .place = place, .roomy = topology_roomy(t)};
+    *p = (pool){.threads = 1, .topology = t, .place = place, .spin = spin_habit(topology_roomy(t))};
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->wake, NULL);
     pthread_cond_init(&p->finished, NULL);

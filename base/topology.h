@@ -36,7 +36,7 @@ void topology_close(topology *t);
  * ones could only share a core, and the kernel could not even that out. */
 void topology_deal(topology *t, uint32_t ranks, const uint32_t *threads);
 
-/* Whether each thread dealt to has a unit of its own, so that waiting awake takes none from another. False for NULL. */
+/* Whether each thread dealt to has a unit of its own. False for NULL. */
 bool topology_roomy(const topology *t);
 
 /* Pins the calling thread to cpu[place]. Does nothing for NULL, without room, and where the system refuses: a pinned

@@ -1,6 +1,5 @@
-/* local.c: ranks as threads of one process. A sender posts a pointer, the receiver copies and acknowledges. Waits are
- * awake for a moment where every thread of every rank has a core; else they sleep at once, for the peer that is waited
- * for may need the core. */
+/* local.c: ranks as threads of one process. A sender posts a pointer, the receiver copies and acknowledges. Both wait
+ * awake for a moment, then sleep; no lock is touched unless somebody sleeps. */
 #include "comm/local.h"
 
 #include <assert.h>
@@ -27,11 +26,11 @@ typedef struct member {
     pthread_mutex_t lock; /* held to fall asleep and to wake */
     pthread_cond_t wake;
     atomic_bool asleep;
+    spin spin;
 } member;
 
 struct local_group {
     double deadline_s;
-    bool roomy;
     atomic_bool aborted;
     uint32_t ranks;
     mailbox *boxes; /* [ranks to][ranks from] */
@@ -61,8 +60,7 @@ static bool waits(const member *m, const mailbox *b, bool full) {
 /* Waits until the box is full (or empty) or the wait is in vain. */
 static rs_status wait_box(member *m, const mailbox *b, bool full, uint32_t peer, const struct timespec *until) {
     local_group *g = m->group;
-    spin s = {.allowed = g->roomy};
-    while (waits(m, b, full) && spin_on(&s)) continue;
+    while (waits(m, b, full) && spin_on(&m->spin)) continue;
     if (waits(m, b, full)) {
         int timeout = 0;
         pthread_mutex_lock(&m->lock);
@@ -71,6 +69,7 @@ static rs_status wait_box(member *m, const mailbox *b, bool full, uint32_t peer,
         atomic_store(&m->asleep, false);
         pthread_mutex_unlock(&m->lock);
     }
+    spin_end(&m->spin);
     if (atomic_load(&b->full) == full) return RS_OK;
     if (atomic_load(&g->aborted)) return status_fail(RS_PEER_LOST, "rank %u: the group was aborted", m->comm.rank);
     return status_fail(RS_PEER_LATE, "rank %u waited %.0f s for rank %u", m->comm.rank, g->deadline_s, peer);
@@ -134,7 +133,6 @@ rs_status local_group_open(uint32_t ranks, double deadline_s, bool roomy, local_
     }
     memset(boxes, 0, (size_t)ranks * ranks * sizeof *boxes);
     g->deadline_s = deadline_s;
-    g->roomy = roomy;
     g->ranks = ranks;
     g->boxes = boxes;
     pthread_condattr_t monotonic;
@@ -143,6 +141,7 @@ rs_status local_group_open(uint32_t ranks, double deadline_s, bool roomy, local_
     for (uint32_t r = 0; r < ranks; r++) {
         g->members[r].comm = (comm){r, ranks, exchange, abort_group};
         g->members[r].group = g;
+        g->members[r].spin = spin_habit(roomy);
         pthread_mutex_init(&g->members[r].lock, NULL);
         pthread_cond_init(&g->members[r].wake, &monotonic);
     }

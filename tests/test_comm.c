@@ -31,7 +31,7 @@ static void *member_main(void *argument) {
     return NULL;
 }
 
-static bool roomy; /* the ranks wait awake for a moment */
+static bool roomy; /* the ranks believe to have a core each */
 
 /* Runs `work` on every rank of a new group. */
 static void run(uint32_t ranks, double deadline_s, void (*work)(member *m), member *members) {
@@ -197,7 +197,7 @@ int main(void) {
         cmocka_unit_test(test_abort_wakes_everyone),
         cmocka_unit_test(test_sizes_that_disagree_are_an_error),
     };
-    int failed = cmocka_run_group_tests_name("sleeping", tests, NULL, NULL);
+    int failed = cmocka_run_group_tests_name("cores are shared", tests, NULL, NULL);
     roomy = true;
-    return failed + cmocka_run_group_tests_name("awake", tests, NULL, NULL);
+    return failed + cmocka_run_group_tests_name("a core each", tests, NULL, NULL);
 }

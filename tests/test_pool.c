@@ -26,7 +26,7 @@ static void count(void *job, size_t item, size_t thread) {
     c->plain[item]++;
 }
 
-/* Imagined, so that threads wait awake, unpinned, whatever runs the test; or NULL, so that they sleep at once. */
+/* Imagined, so that threads believe to have a core each, whatever runs the test; or NULL, so that they share. */
 static topology *cores;
 
 static void test_every_item_once(void **state) {
@@ -71,10 +71,10 @@ int main(void) {
         cmocka_unit_test(test_every_item_once),
         cmocka_unit_test(test_a_pool_without_work_closes),
     };
-    int failed = cmocka_run_group_tests_name("sleeping", tests, NULL, NULL);
+    int failed = cmocka_run_group_tests_name("cores are shared", tests, NULL, NULL);
     if (topology_open("pack:1 core:5 pu:1", &cores) != RS_OK) return 1;
     topology_deal(cores, 1, (uint32_t[]){5});
-    failed += cmocka_run_group_tests_name("awake", tests, NULL, NULL);
+    failed += cmocka_run_group_tests_name("a core each", tests, NULL, NULL);
     topology_close(cores);
     return failed;
 }
