@@ -2,8 +2,9 @@
  * within microseconds, tokens may be seconds apart.
  *
  * A token is some two hundred jobs, so what counts is how often a cache line travels between cores during one. The job
- * and the ticket lie on one line, which the worker's first look brings; the items done are counted by each thread for
- * itself and told once; and nobody touches the lock unless somebody sleeps. */
+ * and the ticket lie on one line, which the worker's first look brings; each thread counts the items that it has done
+ * on a line of its own, which the caller reads when nothing else is left to do; and nobody touches the lock unless
+ * somebody sleeps. */
 #include "base/pool.h"
 
 #include <assert.h>
@@ -20,13 +21,12 @@ struct pool {
     pool_work work;
     void *job;
 
-    _Alignas(LINE_BYTES) _Atomic uint64_t done; /* items that workers have done, over all jobs */
+    _Alignas(LINE_BYTES) uint64_t handed_out; /* items that workers have taken, over all jobs; the caller's */
+    spin spin;                                /* the caller's */
 
     _Alignas(LINE_BYTES) atomic_size_t sleepers; /* workers that must be woken */
     atomic_bool caller_sleeps;
     atomic_bool closing;
-    uint64_t handed_out; /* items that workers have taken in all, for the caller alone */
-    spin spin;           /* the caller's */
     size_t threads;
     const topology *topology;
     size_t place;
@@ -34,6 +34,7 @@ struct pool {
     pthread_mutex_t lock;
     pthread_cond_t wake, finished;
     struct worker {
+        _Alignas(LINE_BYTES) _Atomic uint64_t done; /* items, over all jobs */
         pool *pool;
         size_t index;
         pthread_t thread;
@@ -44,14 +45,16 @@ static bool has_items(uint64_t ticket) {
     return (uint32_t)ticket < ticket >> 32;
 }
 
-/* Takes items until none is left; how many it did. A worker that comes late finds none, and nobody waits for it. One
- * that saw an earlier job and then takes an item of the present one is right too: it reads `work` and `job` after that.
- * Each try counts the ticket up, by at most one per thread beyond the last item. */
-static size_t take_items(pool *p, size_t thread) {
-    for (size_t n = 0;; n++) {
+/* Takes and does items until none is left; how many it did. A worker that comes late finds none, and nobody waits for
+ * it. One that saw an earlier job and then takes an item of the present one is right too: it reads `work` and `job`
+ * after that. Each try counts the ticket up, by at most one per thread beyond the last item. */
+static uint64_t do_items(pool *p, size_t thread) {
+    for (uint64_t n = 0;;) {
         uint64_t ticket = atomic_fetch_add(&p->ticket, 1);
         if (!has_items(ticket)) return n;
         p->work(p->job, (uint32_t)ticket, thread);
+        n++;
+        if (!has_items(ticket + 1)) return n; /* without a vain try, which would fetch the ticket's line */
     }
 }
 
@@ -59,10 +62,11 @@ static bool idle(pool *p) {
     return !has_items(atomic_load(&p->ticket)) && !atomic_load(&p->closing);
 }
 
-static void work_once(pool *p, size_t thread) {
-    size_t n = take_items(p, thread);
+static void help(struct worker *w) {
+    pool *p = w->pool;
+    uint64_t n = do_items(p, w->index);
     if (n == 0) return;
-    atomic_fetch_add(&p->done, n);
+    atomic_store(&w->done, atomic_load_explicit(&w->done, memory_order_relaxed) + n);
     if (!atomic_load(&p->caller_sleeps)) return;
     pthread_mutex_lock(&p->lock);
     pthread_cond_signal(&p->finished);
@@ -84,7 +88,7 @@ static void *worker_main(void *argument) {
             pthread_mutex_unlock(&p->lock);
         }
         spin_end(&s);
-        work_once(p, w->index);
+        help(w);
     }
     return NULL;
 }
@@ -96,12 +100,18 @@ static void wake_all(pool *p) {
     pthread_mutex_unlock(&p->lock);
 }
 
+static bool all_done(pool *p) {
+    uint64_t done = 0;
+    for (size_t i = 1; i < p->threads; i++) done += atomic_load(&p->workers[i].done);
+    return done == p->handed_out;
+}
+
 static void wait_for_workers(pool *p) {
-    while (atomic_load(&p->done) != p->handed_out && spin_on(&p->spin)) continue;
-    if (atomic_load(&p->done) != p->handed_out) {
+    while (!all_done(p) && spin_on(&p->spin)) continue;
+    if (!all_done(p)) {
         pthread_mutex_lock(&p->lock);
         atomic_store(&p->caller_sleeps, true);
-        while (atomic_load(&p->done) != p->handed_out) pthread_cond_wait(&p->finished, &p->lock);
+        while (!all_done(p)) pthread_cond_wait(&p->finished, &p->lock);
         atomic_store(&p->caller_sleeps, false);
         pthread_mutex_unlock(&p->lock);
     }
@@ -119,7 +129,7 @@ void pool_run(pool *p, pool_work work, void *job, size_t items) {
     atomic_store(&p->ticket, (uint64_t)items << 32 | 1); /* the first item is the caller's: nothing to contend for */
     wake_all(p);
     work(job, 0, 0);
-    p->handed_out += items - 1 - take_items(p, 0);
+    p->handed_out += items - 1 - do_items(p, 0);
     wait_for_workers(p);
 }
 

@@ -21,12 +21,12 @@ typedef struct mailbox {
 } mailbox;
 
 typedef struct member {
-    comm comm; /* first, so that a comm is its member */
+    _Alignas(LINE_BYTES) comm comm; /* first, so that a comm is its member */
     local_group *group;
     pthread_mutex_t lock; /* held to fall asleep and to wake */
     pthread_cond_t wake;
     atomic_bool asleep;
-    spin spin;
+    _Alignas(LINE_BYTES) spin spin; /* the member's alone, and written all the time */
 } member;
 
 struct local_group {
@@ -124,13 +124,15 @@ static void abort_group(comm *c) {
 
 rs_status local_group_open(uint32_t ranks, double deadline_s, bool roomy, local_group **out) {
     assert(ranks >= 1 && ranks <= RS_RANKS_MAX);
-    local_group *g = calloc(1, sizeof *g + ranks * sizeof g->members[0]);
+    size_t bytes = sizeof(local_group) + ranks * sizeof(member);
+    local_group *g = aligned_alloc(LINE_BYTES, bytes);
     mailbox *boxes = aligned_alloc(LINE_BYTES, (size_t)ranks * ranks * sizeof *boxes);
     if (g == NULL || boxes == NULL) {
         free(g);
         free(boxes);
         return status_fail(RS_NO_MEMORY, "no memory for a group of %u ranks", ranks);
     }
+    memset(g, 0, bytes);
     memset(boxes, 0, (size_t)ranks * ranks * sizeof *boxes);
     g->deadline_s = deadline_s;
     g->ranks = ranks;

@@ -133,11 +133,11 @@ static rs_status refuse(const rs_plan_info *info) {
 }
 
 static rs_status open_ranks(rs_engine *e, const rs_options *options) {
+    RS_TRY(topology_open(NULL, &e->topology)); /* before the plan, which counts what the process has by then */
     RS_TRY(rs_plan_make(e->model, options, &e->plan));
     if (e->plan->info.total > e->plan->info.limit) return refuse(&e->plan->info);
     uint32_t ranks = e->plan->sharding.ranks, threads[RS_RANKS_MAX];
     for (uint32_t r = 0; r < ranks; r++) threads[r] = rank_threads(&e->plan->options, r);
-    RS_TRY(topology_open(NULL, &e->topology));
     topology_deal(e->topology, ranks, threads);
     RS_TRY(local_group_open(ranks, RANK_DEADLINE_S, topology_roomy(e->topology), &e->group));
     size_t place = 0;
