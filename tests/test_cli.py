@@ -468,6 +468,29 @@ def test_plan_fits_or_says_what_does():
 
 
 @with_model
+def test_plan_tells_the_floor_of_decode(probed, tmp_path):
+    """What all ranks read for a token by the read bandwidth; nothing without a valid profile of this host."""
+    cache, profile = probed
+    words = ["plan", "-m", MODEL, "--ctx", "4096", "--ranks", "3"]
+    here = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    plan = json.loads(call(*words, "--json", env=here).stdout)
+    floor, rate = plan["decode_floor"], profile["all_threads"]["read_bytes_per_s"]["median"]
+    weights, kv = (sum(rank[key] for rank in plan["ranks"]) for key in ("weights_bytes", "kv_bytes"))
+    assert floor["empty_ms"] == pytest.approx(1000 * weights / rate)
+    assert floor["full_ms"] == pytest.approx(1000 * (weights + kv) / rate)
+    text = call(*words, env=here).stdout
+    assert f"least {floor['empty_ms']:.2f} ms a token at depth 0 and {floor['full_ms']:.2f} ms at depth 4096\n" in text
+    assert max(map(len, text.splitlines())) <= 90
+    (tmp_path / "ringspan").mkdir()
+    broken = [json.dumps({**profile, **change}) for change in ({"host": "another"}, {"cpu_share": "1"})]
+    for other in (None, "", "[]", *broken):
+        if other is not None:
+            (tmp_path / "ringspan" / "machine.json").write_text(other)
+        text = call(*words, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}).stdout
+        assert text.endswith("then the least time of a token is told here\n") and "at least" not in text
+
+
+@with_model
 def test_bench_rows():
     words = ["bench", "-m", MODEL, "-p", "32,0", "-n", "4", "-d", "0,64", "-r", "2"]
     rows = json.loads(call(*words, "--json").stdout)
