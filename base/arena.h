@@ -27,6 +27,13 @@ void *arena_take(arena *a, size_t count, size_t item_bytes);
 rs_status arena_map(arena *a, size_t bytes);
 void arena_unmap(arena *a);
 
+/* arena_map in two steps, for memory that other threads are to touch: a page comes to lie in the NUMA node of the one
+ * that touches it first, as long as that node has room. Touch each of [0, arena_pieces) once, from any thread, before
+ * anything is written: it zeroes. */
+rs_status arena_reserve(arena *a, size_t bytes);
+size_t arena_pieces(const arena *a);
+void arena_touch(const arena *a, size_t piece);
+
 /* a * b and a + b with SIZE_MAX instead of overflow. */
 size_t size_mul(size_t a, size_t b);
 size_t size_add(size_t a, size_t b);

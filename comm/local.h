@@ -6,8 +6,9 @@
 
 typedef struct local_group local_group;
 
-/* A group of 1 to RS_RANKS_MAX ranks; `deadline_s` bounds every wait. RS_NO_MEMORY. */
-rs_status local_group_open(uint32_t ranks, double deadline_s, local_group **out);
+/* A group of 1 to RS_RANKS_MAX ranks; `deadline_s` bounds every wait. `roomy`: every thread of every rank has a core,
+ * so that ranks may wait for each other awake for a moment before they sleep. RS_NO_MEMORY. */
+rs_status local_group_open(uint32_t ranks, double deadline_s, bool roomy, local_group **out);
 
 /* After every rank has left its last exchange. */
 void local_group_close(local_group *group);

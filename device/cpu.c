@@ -3,6 +3,7 @@
  * How work is cut depends on shapes alone, never on the number of threads, so that results repeat. */
 #include "device/cpu.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -423,10 +424,7 @@ static void merge(device *d, float *o, float *lse, const float *other_o, const f
 }
 
 static void cpu_close(device *d) {
-    if (d == NULL) return;
-    cpu *c = (cpu *)d;
-    pool_close(c->pool);
-    free(c);
+    free(d);
 }
 
 static const device_ops cpu_ops = {
@@ -434,15 +432,11 @@ static const device_ops cpu_ops = {
     scale,     hadamard, append, attend_begin, attend, attend_finish, merge,
 };
 
-rs_status cpu_open(const kernels *k, const cpu_buffers *buffers, device **out) {
+rs_status cpu_open(const kernels *k, const cpu_buffers *buffers, pool *threads, device **out) {
+    assert(pool_threads(threads) == buffers->threads);
     cpu *c = calloc(1, sizeof *c);
     if (c == NULL) return status_fail(RS_NO_MEMORY, "no memory for a device");
-    *c = (cpu){.device.ops = &cpu_ops, .k = k, .b = *buffers};
-    rs_status status = pool_open(buffers->threads, &c->pool);
-    if (status != RS_OK) {
-        free(c);
-        return status;
-    }
+    *c = (cpu){.device.ops = &cpu_ops, .k = k, .b = *buffers, .pool = threads};
     *out = &c->device;
     return RS_OK;
 }

@@ -17,7 +17,7 @@ typedef struct cpu_buffers {
 /* Takes the buffers of a device with `threads` threads from the arena (base/arena.h). */
 void cpu_layout(cpu_buffers *b, arena *a, const device_limits *limits, size_t threads);
 
-/* A device over laid-out buffers, which must outlive it. RS_NO_MEMORY. */
-rs_status cpu_open(const kernels *kernels, const cpu_buffers *buffers, device **out);
+/* A device over laid-out buffers and a pool of as many threads, both of which must outlive it. RS_NO_MEMORY. */
+rs_status cpu_open(const kernels *kernels, const cpu_buffers *buffers, pool *threads, device **out);
 
 #endif

@@ -9,8 +9,19 @@
  * longest honest wait is that of a pipeline's last stage for a chunk at great depth: minutes on slow cores. */
 static const double RANK_DEADLINE_S = 3600.0;
 
+static void touch_piece(void *job, size_t piece, size_t thread) {
+    (void)thread;
+    arena_touch(job, piece);
+}
+
 static rs_status obey(rank *r, const command *c) {
     switch (c->kind) {
+    case COMMAND_TOUCH: {
+        /* By the rank's own threads, so that its memory is near them; over several nodes it spreads, page by page. */
+        arena memory = c->memory[r->index];
+        pool_run(r->pool, touch_piece, &memory, arena_pieces(&memory));
+        break;
+    }
     case COMMAND_STEP:
         return forward_step(&r->forward, &c->step);
     case COMMAND_FILL:
@@ -25,6 +36,7 @@ static void *rank_main(void *argument) {
     rank *r = argument;
     rs_engine *e = r->engine;
     uint64_t seen = 0;
+    topology_pin(e->topology, r->place);
     for (;;) {
         pthread_mutex_lock(&e->lock);
         while (e->generation == seen) pthread_cond_wait(&e->posted, &e->lock);
@@ -72,27 +84,36 @@ rs_status engine_run(rs_engine *e, const command *c) {
     return cause == NULL ? RS_OK : status_fail(cause->status, "%s", cause->error);
 }
 
-static rs_status start_rank(rs_engine *e, uint32_t index) {
+/* Starts a rank's threads, and maps its memory for them to touch. */
+static rs_status start_rank(rs_engine *e, uint32_t index, size_t place) {
     rank *r = &e->ranks[index];
-    rs_plan *p = e->plan;
-    r->engine = e;
-    r->index = index;
     arena sizes = {0};
     rank_buffers buffers;
-    rank_layout(&buffers, &sizes, p, index);
-    RS_TRY(arena_map(&r->memory, sizes.used));
-    rank_layout(&buffers, &r->memory, p, index);
-    RS_TRY(cpu_open(p->kernels, &buffers.cpu, &r->device));
-    r->forward = (forward){.m = &p->view,
-                           .rank = index,
-                           .own = &p->sharding.of[index],
-                           .d = r->device,
-                           .c = local_group_comm(e->group, index),
-                           .b = buffers.forward};
+    r->engine = e;
+    r->index = index;
+    r->place = place;
+    rank_layout(&buffers, &sizes, e->plan, index);
+    RS_TRY(arena_reserve(&e->memory[index], sizes.used));
+    RS_TRY(pool_open(buffers.cpu.threads, e->topology, place, &r->pool));
     if (pthread_create(&r->thread, NULL, rank_main, r) != 0) {
         return status_fail(RS_NO_MEMORY, "cannot start the thread of rank %u", index);
     }
     r->started = true;
+    return RS_OK;
+}
+
+/* Puts a rank's buffers into its memory, once that has been touched. */
+static rs_status furnish_rank(rank *r) {
+    rs_engine *e = r->engine;
+    rank_buffers buffers;
+    rank_layout(&buffers, &e->memory[r->index], e->plan, r->index);
+    RS_TRY(cpu_open(e->plan->kernels, &buffers.cpu, r->pool, &r->device));
+    r->forward = (forward){.m = &e->plan->view,
+                           .rank = r->index,
+                           .own = &e->plan->sharding.of[r->index],
+                           .d = r->device,
+                           .c = local_group_comm(e->group, r->index),
+                           .b = buffers.forward};
     return RS_OK;
 }
 
@@ -114,8 +135,18 @@ static rs_status refuse(const rs_plan_info *info) {
 static rs_status open_ranks(rs_engine *e, const rs_options *options) {
     RS_TRY(rs_plan_make(e->model, options, &e->plan));
     if (e->plan->info.total > e->plan->info.limit) return refuse(&e->plan->info);
-    RS_TRY(local_group_open(e->plan->sharding.ranks, RANK_DEADLINE_S, &e->group));
-    for (uint32_t r = 0; r < e->plan->sharding.ranks; r++) RS_TRY(start_rank(e, r));
+    uint32_t ranks = e->plan->sharding.ranks, threads[RS_RANKS_MAX];
+    for (uint32_t r = 0; r < ranks; r++) threads[r] = rank_threads(&e->plan->options, r);
+    RS_TRY(topology_open(NULL, &e->topology));
+    topology_deal(e->topology, ranks, threads);
+    RS_TRY(local_group_open(ranks, RANK_DEADLINE_S, topology_roomy(e->topology), &e->group));
+    size_t place = 0;
+    for (uint32_t r = 0; r < ranks; r++) {
+        RS_TRY(start_rank(e, r, place));
+        place += threads[r];
+    }
+    RS_TRY(engine_run(e, &(command){.kind = COMMAND_TOUCH, .memory = e->memory}));
+    for (uint32_t r = 0; r < ranks; r++) RS_TRY(furnish_rank(&e->ranks[r]));
     return RS_OK;
 }
 
@@ -145,9 +176,11 @@ void rs_engine_close(rs_engine *e) {
     for (uint32_t i = 0; i < ranks; i++) pthread_join(e->ranks[i].thread, NULL);
     for (uint32_t i = 0; i < RS_RANKS_MAX; i++) {
         if (e->ranks[i].device != NULL) e->ranks[i].device->ops->close(e->ranks[i].device);
-        arena_unmap(&e->ranks[i].memory);
+        pool_close(e->ranks[i].pool);
+        arena_unmap(&e->memory[i]);
     }
     local_group_close(e->group);
+    topology_close(e->topology);
     rs_plan_free(e->plan);
     pthread_cond_destroy(&e->finished);
     pthread_cond_destroy(&e->posted);

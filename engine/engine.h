@@ -8,13 +8,14 @@
 #include "comm/local.h"
 #include "plan/plan.h"
 
-typedef enum command_kind { COMMAND_STEP, COMMAND_FILL, COMMAND_QUIT } command_kind;
+typedef enum command_kind { COMMAND_TOUCH, COMMAND_STEP, COMMAND_FILL, COMMAND_QUIT } command_kind;
 
 typedef struct command {
     command_kind kind;
-    step step;       /* STEP */
-    uint32_t length; /* FILL */
-    uint64_t seed;   /* FILL */
+    const arena *memory; /* TOUCH: [ranks], reserved */
+    step step;           /* STEP */
+    uint32_t length;     /* FILL */
+    uint64_t seed;       /* FILL */
 } command;
 
 typedef struct rank {
@@ -22,7 +23,8 @@ typedef struct rank {
     uint32_t index;
     pthread_t thread;
     bool started;
-    arena memory; /* working buffers */
+    size_t place; /* of its first thread in the topology's deal */
+    pool *pool;   /* its threads: its own and the pool's */
     device *device;
     forward forward;
     rs_status status; /* of the latest command */
@@ -32,6 +34,7 @@ typedef struct rank {
 struct rs_engine {
     const rs_model *model;
     rs_plan *plan;
+    topology *topology;
     local_group *group;
     struct rs_session *session; /* the one open, or NULL */
     bool broken;                /* a command failed: the ranks are no longer in step */
@@ -42,6 +45,7 @@ struct rs_engine {
     uint64_t generation; /* counts commands */
     uint32_t pending;    /* ranks that have not finished the present one */
 
+    arena memory[RS_RANKS_MAX]; /* working buffers of each rank */
     rank ranks[RS_RANKS_MAX];
 };
 

@@ -20,9 +20,10 @@ static rs_status reserve(rs_session *s) {
     for (uint32_t r = 0; r < p->sharding.ranks; r++) {
         arena sizes = {0};
         rank_kv_layout(&s->caches[r], &sizes, p, r);
-        RS_TRY(arena_map(&s->memory[r], sizes.used));
-        rank_kv_layout(&s->caches[r], &s->memory[r], p, r);
+        RS_TRY(arena_reserve(&s->memory[r], sizes.used));
     }
+    RS_TRY(engine_run(s->engine, &(command){.kind = COMMAND_TOUCH, .memory = s->memory}));
+    for (uint32_t r = 0; r < p->sharding.ranks; r++) rank_kv_layout(&s->caches[r], &s->memory[r], p, r);
     return RS_OK;
 }
 

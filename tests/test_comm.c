@@ -31,11 +31,13 @@ static void *member_main(void *argument) {
     return NULL;
 }
 
+static bool roomy; /* the ranks wait awake for a moment */
+
 /* Runs `work` on every rank of a new group. */
 static void run(uint32_t ranks, double deadline_s, void (*work)(member *m), member *members) {
     local_group *group;
     pthread_t threads[RS_RANKS_MAX];
-    assert_int_equal(local_group_open(ranks, deadline_s, &group), RS_OK);
+    assert_int_equal(local_group_open(ranks, deadline_s, roomy, &group), RS_OK);
     for (uint32_t r = 0; r < ranks; r++) {
         members[r] = (member){.c = local_group_comm(group, r), .work = work};
         assert_int_equal(pthread_create(&threads[r], NULL, member_main, &members[r]), 0);
@@ -195,5 +197,7 @@ int main(void) {
         cmocka_unit_test(test_abort_wakes_everyone),
         cmocka_unit_test(test_sizes_that_disagree_are_an_error),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests_name("sleeping", tests, NULL, NULL);
+    roomy = true;
+    return failed + cmocka_run_group_tests_name("awake", tests, NULL, NULL);
 }

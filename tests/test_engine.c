@@ -7,6 +7,7 @@
 #include <cmocka.h>
 #include <pthread.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "ringspan.h"
@@ -346,6 +347,33 @@ static void test_engines_in_two_threads(void **unused) {
     }
 }
 
+static double cpu_s(void) {
+    struct timespec t;
+    assert_int_equal(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t), 0);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Of a second in which nothing is asked, a rank or thread that waits awake takes all: a tenth is allowed for the rest
+ * of the process. */
+static void test_idle_engines_use_no_cpu(void **unused) {
+    (void)unused;
+    int32_t tokens[20];
+    float out[VOCAB];
+    random_tokens(tokens, 20, 40);
+    for (uint32_t ranks = 1; ranks <= 3; ranks += 2) {
+        for (uint32_t threads = 0; threads <= 6; threads += 6) {
+            rs_options o = options_of(ranks, RS_SPLIT_AUTO, threads);
+            run r = begin(models[0], &o);
+            eval(&r, tokens, 20, out);
+            double before = cpu_s();
+            usleep(1000000);
+            double used = cpu_s() - before;
+            if (used > 0.1) fail_msg("%u ranks, %u threads: %g s of CPU in a second of sleep", ranks, threads, used);
+            end(&r);
+        }
+    }
+}
+
 static void test_sampling(void **unused) {
     (void)unused;
     float logits[VOCAB];
@@ -382,6 +410,7 @@ int main(void) {
         cmocka_unit_test(test_fills_do_not_depend_on_ranks),
         cmocka_unit_test(test_refusals_leave_the_session_as_it_was),
         cmocka_unit_test(test_engines_in_two_threads),
+        cmocka_unit_test(test_idle_engines_use_no_cpu),
         cmocka_unit_test(test_sampling),
     };
     return cmocka_run_group_tests(tests, open_models, close_models);

@@ -26,11 +26,14 @@ static void count(void *job, size_t item, size_t thread) {
     c->plain[item]++;
 }
 
+/* Imagined, so that threads wait awake, unpinned, whatever runs the test; or NULL, so that they sleep at once. */
+static topology *cores;
+
 static void test_every_item_once(void **state) {
     (void)state;
     for (size_t threads = 1; threads <= 5; threads++) {
         pool *p;
-        assert_int_equal(pool_open(threads, &p), RS_OK);
+        assert_int_equal(pool_open(threads, cores, 0, &p), RS_OK);
         assert_int_equal(pool_threads(p), threads);
         static counts c;
         memset(&c, 0, sizeof c);
@@ -56,7 +59,7 @@ static void test_a_pool_without_work_closes(void **state) {
     (void)state;
     for (int i = 0; i < 50; i++) {
         pool *p;
-        assert_int_equal(pool_open(3, &p), RS_OK);
+        assert_int_equal(pool_open(3, cores, 0, &p), RS_OK);
         if (i % 2) usleep(500);
         pool_close(p);
     }
@@ -68,5 +71,10 @@ int main(void) {
         cmocka_unit_test(test_every_item_once),
         cmocka_unit_test(test_a_pool_without_work_closes),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests_name("sleeping", tests, NULL, NULL);
+    if (topology_open("pack:1 core:5 pu:1", &cores) != RS_OK) return 1;
+    topology_deal(cores, 1, (uint32_t[]){5});
+    failed += cmocka_run_group_tests_name("awake", tests, NULL, NULL);
+    topology_close(cores);
+    return failed;
 }
