@@ -17,8 +17,8 @@ static void add_row(table_text *table, const rs_probe *p, const char *name, cons
 static int print_text(const rs_probe *p, const char *path) {
     table_text *table = calloc(1, sizeof *table);
     if (table == NULL) return output_refuse("no memory for the table");
-    printf("%s, %u cores, %u NUMA node%s, %s of memory\n", output_safe(p->cpu).text, p->cores, p->numa_nodes,
-           p->numa_nodes == 1 ? "" : "s", output_bytes(p->memory_bytes).text);
+    printf("%s, %u cores with %u hardware threads, %u NUMA node%s, %s of memory\n", output_safe(p->cpu).text, p->cores,
+           p->cpus, p->numa_nodes, p->numa_nodes == 1 ? "" : "s", output_bytes(p->memory_bytes).text);
     printf("last-level cache %s, buffer %s, kernels %s, int8 by %s\n\n",
            p->cache_bytes > 0 ? output_bytes(p->cache_bytes).text : "unknown", output_bytes(p->buffer_bytes).text,
            p->kernels, p->int8_by);

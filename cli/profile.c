@@ -32,13 +32,13 @@ json_t *profile_of(const rs_probe *p) {
     struct tm utc;
     name_host(host);
     strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
-    return json_pack("{ss ss so so ss ss si si si sI sI sI sI sf sf so so}", "ringspan_version", RS_VERSION,
+    return json_pack("{ss ss so so ss ss si si si si sI sI sI sI sf sf so so}", "ringspan_version", RS_VERSION,
                      "measured_at", when, "host", output_string(host, strlen(host)), "cpu",
-                     output_string(p->cpu, strlen(p->cpu)), "kernels", p->kernels, "int8_by", p->int8_by, "cores",
-                     (int)p->cores, "numa_nodes", (int)p->numa_nodes, "repetitions", (int)p->repetitions,
-                     "memory_bytes", (json_int_t)p->memory_bytes, "allowed_bytes", (json_int_t)p->allowed_bytes,
-                     "cache_bytes", (json_int_t)p->cache_bytes, "buffer_bytes", (json_int_t)p->buffer_bytes,
-                     "duration_s", p->duration_s, "cpu_share", p->cpu_share, "all_threads",
+                     output_string(p->cpu, strlen(p->cpu)), "kernels", p->kernels, "int8_by", p->int8_by, "cpus",
+                     (int)p->cpus, "cores", (int)p->cores, "numa_nodes", (int)p->numa_nodes, "repetitions",
+                     (int)p->repetitions, "memory_bytes", (json_int_t)p->memory_bytes, "allowed_bytes",
+                     (json_int_t)p->allowed_bytes, "cache_bytes", (json_int_t)p->cache_bytes, "buffer_bytes",
+                     (json_int_t)p->buffer_bytes, "duration_s", p->duration_s, "cpu_share", p->cpu_share, "all_threads",
                      ceilings_json(p->threads, &p->all), "one_thread", ceilings_json(1, &p->one));
 }
 

@@ -262,13 +262,14 @@ typedef struct rs_probe {
     char cpu[96];           /* the processor's name */
     const char *kernels;    /* the kernel set measured; static */
     const char *int8_by;    /* the instructions of its int8 dot product; static */
-    uint32_t cores;         /* that this process may use */
+    uint32_t cpus;          /* hardware threads that this process may use */
+    uint32_t cores;         /* that those belong to */
+    uint32_t numa_nodes;    /* of those */
     uint32_t threads;       /* of `all` */
-    uint32_t numa_nodes;    /* of the machine */
     uint32_t repetitions;   /* of each measurement, at least */
     uint64_t memory_bytes;  /* of the machine */
     uint64_t allowed_bytes; /* of that, what this process could still take when it began */
-    uint64_t cache_bytes;   /* last-level cache of all cores; 0 when unknown */
+    uint64_t cache_bytes;   /* of their last-level caches; 0 when unknown */
     uint64_t buffer_bytes;  /* what is read and copied */
     double duration_s;
     double cpu_share;     /* of the time measured, what the threads were running: less than 1 on a busy machine */

@@ -1,12 +1,14 @@
 /* probe.c: measures what this machine does at best with the kernel sets' probes: first with one thread, then with all.
  *
  * Threads start each repetition together, every one on its own part of a buffer that it has touched itself, so the
- * part lies on its NUMA node. A repetition's rate is the work of all by the time from the first start to the last end.
+ * part lies on its NUMA node (threads are pinned as an engine's are). A repetition's rate is the work of all by the
+ * time from the first start to the last end.
  */
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -129,7 +131,8 @@ static rs_status measure(crew *c, double (*work)(const crew *c, uint8_t *part), 
     size_t n = 0, end = l->done + REPETITIONS_MAX;
     c->work = work;
     c->amount = 1;
-    c->amount = (size_t)fmin(ceil(repetition_s / run(c, &done)), 1e6); /* The first run warms up, too. */
+    run(c, &done); /* It warms up, too. Processor time, so that a busy machine repeats as much as an idle one. */
+    c->amount = (size_t)fmin(ceil(repetition_s / fmax(c->turns[0].cpu_s, 1e-6)), 1e6);
     while (n < REPETITIONS_MIN || (n < REPETITIONS_MAX && clock_s() - begun_s < measure_s)) {
         double seconds = run(c, &done);
         rates[n++] = done / seconds;
@@ -163,13 +166,13 @@ static size_t part_of(size_t bytes, size_t threads) {
     return (bytes / threads + PART_ALIGN - 1) / PART_ALIGN * PART_ALIGN;
 }
 
-static rs_status measure_with(size_t threads, const probe_kernels *probes, size_t bytes, listener *l,
+static rs_status measure_with(size_t threads, const topology *t, const probe_kernels *probes, size_t bytes, listener *l,
                               rs_ceilings *out) {
     crew c = {.probes = probes, .part_bytes = part_of(bytes, threads)};
     c.bytes = threads * c.part_bytes;
     c.turns = calloc(threads, sizeof *c.turns);
     if (c.turns == NULL) return status_fail(RS_NO_MEMORY, "no memory for %zu threads", threads);
-    rs_status status = pool_open(threads, &c.pool);
+    rs_status status = pool_open(threads, t, 0, &c.pool);
     if (status != RS_OK) goto free_turns;
     c.memory = mmap(NULL, c.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (c.memory == MAP_FAILED) {
@@ -190,44 +193,6 @@ free_turns:
 
 /* ---- The machine ---- */
 
-/* Reads the first line of a file, without its end; false when there is none. */
-static bool first_line(const char *path, char *line, size_t bytes) {
-    FILE *file = fopen(path, "r");
-    bool found = file != NULL && fgets(line, (int)bytes, file) != NULL;
-    if (file != NULL) fclose(file);
-    if (found) line[strcspn(line, "\n")] = 0;
-    return found;
-}
-
-/* Bytes of the last-level cache of `cpu`, 0 when it has been counted with a CPU of a lower number. */
-static uint64_t cache_led_by(long cpu) {
-    char path[128], line[256];
-    uint64_t kilobytes = 0;
-    long first = cpu;
-    for (int index = 0; index < 8; index++) { /* from the first level to the last */
-        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%ld/cache/index%d/size", cpu, index);
-        if (!first_line(path, line, sizeof line) || sscanf(line, "%" SCNu64 "K", &kilobytes) != 1) break;
-        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%ld/cache/index%d/shared_cpu_list", cpu, index);
-        if (!first_line(path, line, sizeof line) || sscanf(line, "%ld", &first) != 1) first = cpu;
-    }
-    return first == cpu ? kilobytes * 1024 : 0;
-}
-
-static uint64_t cache_bytes(void) {
-    uint64_t sum = 0;
-    for (long cpu = 0, count = sysconf(_SC_NPROCESSORS_CONF); cpu < count; cpu++) sum += cache_led_by(cpu);
-    return sum;
-}
-
-static uint32_t numa_nodes(void) {
-    char path[64];
-    uint32_t count = 0;
-    do {
-        snprintf(path, sizeof path, "/sys/devices/system/node/node%u", count);
-    } while (access(path, F_OK) == 0 && ++count < 1024);
-    return count > 0 ? count : 1;
-}
-
 static void name_cpu(char *out, size_t bytes) {
     FILE *file = fopen("/proc/cpuinfo", "r");
     char line[256], *value;
@@ -241,11 +206,11 @@ static void name_cpu(char *out, size_t bytes) {
     if (file != NULL) fclose(file);
 }
 
-static void describe_machine(rs_probe *p) {
-    p->cores = 0;
-    plan_threads(&p->cores);
-    p->numa_nodes = numa_nodes();
-    p->cache_bytes = cache_bytes();
+static void describe_machine(const topology *t, rs_probe *p) {
+    p->cpus = t->cpus;
+    p->cores = t->cores;
+    p->numa_nodes = t->nodes;
+    p->cache_bytes = t->cache_bytes;
     p->memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     name_cpu(p->cpu, sizeof p->cpu);
 }
@@ -263,9 +228,26 @@ static rs_status size_buffer(const rs_options *o, rs_probe *p) {
                        p->buffer_bytes >> 20, p->allowed_bytes >> 20, (MEMORY_PARTS * p->buffer_bytes + has) >> 20);
 }
 
+static rs_status probe_on(topology *t, const kernels *k, const rs_options *options, listener *l, rs_probe *p) {
+    cpu_set_t before;
+    describe_machine(t, p);
+    RS_TRY(size_buffer(options, p));
+    topology_deal(t, 1, &p->threads);
+    bool pinned = sched_getaffinity(0, sizeof before, &before) == 0;
+    if (pinned) topology_pin(t, 0); /* The caller is thread 0, and gets its freedom back. */
+    rs_status status = measure_with(1, t, k->probe, p->buffer_bytes, l, &p->one);
+    p->all = p->one;
+    if (status == RS_OK && p->threads > 1) {
+        status = measure_with(p->threads, t, k->probe, p->buffer_bytes, l, &p->all);
+    }
+    if (pinned) sched_setaffinity(0, sizeof before, &before);
+    return status;
+}
+
 rs_status rs_probe_run(const rs_options *options, rs_progress progress, void *user, rs_probe *out) {
     if (options == NULL || out == NULL) return status_fail(RS_BAD_ARGUMENT, "rs_probe_run needs options and a result");
     const kernels *k;
+    topology *t;
     rs_probe p = {.threads = options->threads};
     double begun_s = clock_s();
     RS_TRY(plan_threads(&p.threads));
@@ -274,13 +256,12 @@ rs_status rs_probe_run(const rs_options *options, rs_progress progress, void *us
         return status_fail(RS_UNSUPPORTED, "kernels '%s' are not for speed: nothing to probe", k->name);
     p.kernels = k->name;
     k->probe->dot8(0, &p.int8_by);
-    describe_machine(&p);
-    RS_TRY(size_buffer(options, &p));
+    RS_TRY(topology_open(NULL, &t));
     listener l = {progress, user, .total = (size_t)(p.threads > 1 ? 2 : 1) * MEASURES * REPETITIONS_MAX,
                   .repetitions = REPETITIONS_MAX};
-    RS_TRY(measure_with(1, k->probe, p.buffer_bytes, &l, &p.one));
-    p.all = p.one;
-    if (p.threads > 1) RS_TRY(measure_with(p.threads, k->probe, p.buffer_bytes, &l, &p.all));
+    rs_status status = probe_on(t, k, options, &l, &p);
+    topology_close(t);
+    if (status != RS_OK) return status;
     p.repetitions = (uint32_t)l.repetitions;
     p.cpu_share = fmin(l.cpu_s / l.wall_s, 1);
     p.duration_s = clock_s() - begun_s;
