@@ -1,10 +1,18 @@
-/* clock.c: monotonic time. */
+/* clock.c: monotonic time and processor time. */
 #include "base/clock.h"
 
-double clock_s(void) {
+static double seconds_of(clockid_t clock) {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+double clock_s(void) {
+    return seconds_of(CLOCK_MONOTONIC);
+}
+
+double clock_cpu_s(void) {
+    return seconds_of(CLOCK_THREAD_CPUTIME_ID);
 }
 
 struct timespec clock_after(double seconds) {

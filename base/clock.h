@@ -1,4 +1,4 @@
-/* clock.h: monotonic time. */
+/* clock.h: monotonic time and processor time. */
 #ifndef RS_BASE_CLOCK_H
 #define RS_BASE_CLOCK_H
 
@@ -6,6 +6,9 @@
 
 /* Seconds since an arbitrary start; never goes back. */
 double clock_s(void);
+
+/* Seconds of processor time that this thread has had: other programs on a busy machine do not count. */
+double clock_cpu_s(void);
 
 /* The CLOCK_MONOTONIC instant `seconds` from now, for timed waits. */
 struct timespec clock_after(double seconds);

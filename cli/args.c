@@ -45,14 +45,15 @@ static const char *const kv_names[RS_KV_FORMATS] = {[RS_KV_F16] = "f16", [RS_KV_
 
 #define RUN COMMAND_RUN
 #define BENCH COMMAND_BENCH
-#define ALL (COMMAND_RUN | COMMAND_PLAN | COMMAND_BENCH)
+#define PROBE COMMAND_PROBE
+#define ALL (COMMAND_RUN | COMMAND_PLAN | COMMAND_BENCH) /* that take a model */
 #define FIELD(name) offsetof(args, name)
 #define U32_LARGEST 4294967294.0
 
 /* An entry without a name is a heading. clang-format would spread every entry over five lines. */
 /* clang-format off */
 static const flag flags[] = {
-    {NULL, .commands = ALL, .help = "Input and output"},
+    {NULL, .commands = ALL | PROBE, .help = "Input and output"},
     {"model", 'm', KIND_TEXT, ALL, FIELD(model), 0, 0, "FILE", "the model, a GGUF file (required)"},
     {"prompt", 'p', KIND_TEXT, RUN, FIELD(prompt), 0, 0, "TEXT",
      "the prompt; with -f the question after the file's text"},
@@ -66,9 +67,12 @@ static const flag flags[] = {
     {"ignore-eos", 0, KIND_BOOL, RUN, FIELD(ignore_eos), 0, 0, NULL, "generate past end tokens"},
     {"logprobs", 0, KIND_U32, RUN, FIELD(logprobs), 0, 100, "K",
      "with --json: log-probabilities of each token and of the K most probable", true},
-    {"json", 0, KIND_BOOL, ALL, FIELD(json), 0, 0, NULL, "print JSON instead of text"},
-    {"quiet", 'q', KIND_BOOL, RUN | BENCH, FIELD(quiet), 0, 0, NULL, "no progress and no summary on standard error"},
-    {"help", 'h', KIND_BOOL, ALL, FIELD(help), 0, 0, NULL, "print this and exit"},
+    {"output", 'o', KIND_TEXT, PROBE, FIELD(output), 0, 0, "FILE",
+     "store the profile there, not where 'ringspan plan' looks for it"},
+    {"json", 0, KIND_BOOL, ALL | PROBE, FIELD(json), 0, 0, NULL, "print JSON instead of text"},
+    {"quiet", 'q', KIND_BOOL, RUN | BENCH | PROBE, FIELD(quiet), 0, 0, NULL,
+     "no progress and no summary on standard error"},
+    {"help", 'h', KIND_BOOL, ALL | PROBE, FIELD(help), 0, 0, NULL, "print this and exit"},
 
     {NULL, .commands = BENCH, .help = "Measurements (every length of the lists at every depth; 0 leaves a test out)"},
     {"n-prompt", 'p', KIND_LIST, BENCH, FIELD(prompts), 0, 1e9, "N,..", "prompt tokens to evaluate", true},
@@ -97,7 +101,7 @@ static const flag flags[] = {
     {"seed", 's', KIND_SEED, RUN, FIELD(sampling.seed), 0, 0, "N",
      "seed of the random choice, below 2^63 (default: another one each time)"},
 
-    {NULL, .commands = ALL, .help = "Engine"},
+    {NULL, .commands = ALL | PROBE, .help = "Engine"},
     {"ctx", 'c', KIND_U32, ALL, FIELD(engine.context), 1, U32_LARGEST, "N",
      "context in tokens (default: what is needed; plan: what the model was trained for)"},
     {"ranks", 0, KIND_U32, ALL, FIELD(engine.ranks), 1, RS_RANKS_MAX, "N",
@@ -110,18 +114,18 @@ static const flag flags[] = {
     {"kv-v", 0, KIND_KV, ALL, FIELD(engine.kv_v), 0, 0, "FMT", "format of V", true},
     {"chunk", 0, KIND_U32, ALL, FIELD(engine.chunk), 1, 65536, "N",
      "prompt tokens evaluated at once (default 512, or 128 a rank if that is more)"},
-    {"threads", 't', KIND_U32, ALL, FIELD(engine.threads), 1, 1024, "N",
+    {"threads", 't', KIND_U32, ALL | PROBE, FIELD(engine.threads), 1, 1024, "N",
      "threads of all ranks together (default: the cores it may use)"},
-    {"memory-limit", 0, KIND_SIZE, ALL, FIELD(engine.memory_limit), 0, 0, "SIZE",
+    {"memory-limit", 0, KIND_SIZE, ALL | PROBE, FIELD(engine.memory_limit), 0, 0, "SIZE",
      "memory the program may take, such as 12GiB (default: what is free)"},
-    {"kernels", 0, KIND_TEXT, ALL, FIELD(engine.kernels), 0, 0, "NAME",
+    {"kernels", 0, KIND_TEXT, ALL | PROBE, FIELD(engine.kernels), 0, 0, "NAME",
      "ref, portable, avx2 or avx512 (default: the best this CPU runs)"},
 };
 /* clang-format on */
 enum { N_FLAGS = sizeof flags / sizeof *flags, FLAG_FIRST = 256 /* getopt's value of flags[0], beyond all letters */ };
 
 static const char *command_name(command which) {
-    return which == COMMAND_RUN ? "run" : which == COMMAND_PLAN ? "plan" : "bench";
+    return which == COMMAND_RUN ? "run" : which == COMMAND_PLAN ? "plan" : which == COMMAND_BENCH ? "bench" : "probe";
 }
 
 const char *args_split_name(rs_split split) {
@@ -288,6 +292,10 @@ static void print_help(command which, const args *initial) {
                          "when the context asked for does not fit.",
         [COMMAND_BENCH] = "bench -m MODEL [flags]\n\n"
                           "Measures tokens/s of prompt evaluation (pp) and generation (tg) at given depths.",
+        [COMMAND_PROBE] =
+            "probe [flags]\n\n"
+            "Measures what this machine does at best, read and copy bandwidth, FP32 and INT8 arithmetic,\n"
+            "and stores it for 'ringspan plan' in $XDG_CACHE_HOME/ringspan/machine.json, or in ~/.cache.",
     };
     printf("Usage: ringspan %s\n", about[which]);
     for (size_t i = 0; i < N_FLAGS; i++) {
@@ -385,7 +393,7 @@ static int check_together(command which, args *a, bool ranks_given) {
         return output_refuse("--shares names %u ranks and --ranks %u; give one share for each rank", n_shares,
                              a->engine.ranks);
     }
-    if (a->model == NULL) {
+    if (a->model == NULL && which != COMMAND_PROBE) {
         return output_refuse("no model: give -m MODEL.gguf; see 'ringspan %s --help'", command_name(which));
     }
     if (a->logprobs > 0 && !a->json) return output_refuse("--logprobs needs --json");

@@ -8,7 +8,7 @@
 
 #include "ringspan.h"
 
-typedef enum command { COMMAND_RUN = 1, COMMAND_PLAN = 2, COMMAND_BENCH = 4 } command;
+typedef enum command { COMMAND_RUN = 1, COMMAND_PLAN = 2, COMMAND_BENCH = 4, COMMAND_PROBE = 8 } command;
 
 enum { LIST_MAX = 32 };
 #define PREDICT_ALL UINT32_MAX /* until an end token or a full context */
@@ -30,6 +30,8 @@ typedef struct args {
     /* bench */
     number_list prompts, predicts, depths;
     uint32_t repetitions;
+    /* probe */
+    const char *output; /* NULL when absent */
 } args;
 
 /* Parses argv[1..argc), the words after the command's name. False when the program is to end with *exit_code: --help

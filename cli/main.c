@@ -15,6 +15,7 @@ static const struct {
     {"run", COMMAND_RUN, run_command, "answer a prompt, or a question about a long text"},
     {"plan", COMMAND_PLAN, plan_command, "show what each rank would hold and what fits"},
     {"bench", COMMAND_BENCH, bench_command, "measure tokens/s of prompt and generation at depth"},
+    {"probe", COMMAND_PROBE, probe_command, "measure this machine's bandwidth and arithmetic, for the planner"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 

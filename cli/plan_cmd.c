@@ -2,19 +2,62 @@
 #include <stdlib.h>
 
 #include "cli/commands.h"
+#include "cli/profile.h"
 #include "cli/report.h"
 
 static bool fits(const rs_plan_info *info) {
     return info->total <= info->limit;
 }
 
+/* What reading alone takes to decode a token: all ranks read through this machine's memory bus. */
+typedef struct decode_floor {
+    bool known; /* there is a profile */
+    profile profile;
+    double empty_ms, full_ms; /* at depth 0 and behind a full context */
+} decode_floor;
+
+static decode_floor find_floor(const rs_plan *plan, const rs_plan_info *info) {
+    decode_floor f = {0};
+    double weights = 0, kv = 0;
+    f.known = profile_load(&f.profile);
+    if (!f.known) return f;
+    for (uint32_t i = 0; i < info->options.ranks; i++) {
+        rs_plan_rank r;
+        rs_plan_describe_rank(plan, i, &r);
+        weights += (double)r.weights;
+        kv += (double)r.kv;
+    }
+    f.empty_ms = 1000 * weights / f.profile.read_bytes_per_s;
+    f.full_ms = 1000 * (weights + kv) / f.profile.read_bytes_per_s;
+    return f;
+}
+
+static void print_floor(const decode_floor *f, uint32_t context) {
+    if (!f->known) {
+        printf("\n'ringspan probe' measures this machine; then the least time of a token is told here\n");
+        return;
+    }
+    printf("\nreading takes at least %.2f ms a token at depth 0 and %.2f ms at depth %u\n"
+           "(%.1f GB/s: 'ringspan probe' of %s, %u thread%s%s)\n",
+           f->empty_ms, f->full_ms, context, f->profile.read_bytes_per_s / 1e9, output_safe(f->profile.date).text,
+           f->profile.threads, f->profile.threads == 1 ? "" : "s", f->profile.busy ? ", on a busy machine" : "");
+}
+
+static json_t *floor_json(const decode_floor *f) {
+    if (!f->known) return json_null();
+    return json_pack("{sf si sf sf}", "read_bytes_per_s", f->profile.read_bytes_per_s, "threads",
+                     (int)f->profile.threads, "empty_ms", f->empty_ms, "full_ms", f->full_ms);
+}
+
 static int print_json(const args *a, const rs_model_info *model, const rs_plan *plan, const rs_plan_info *info) {
-    return output_json(json_pack(
-        "{so so so s{sI sI sI sI sI sI} sI si sb}", "model", report_model(a->model, model), "options",
-        report_options(&info->options), "ranks", report_ranks(plan, info->options.context), "bytes", "weights_file",
-        (json_int_t)info->weights, "program", (json_int_t)info->program, "tables", (json_int_t)info->tables, "ranks",
-        (json_int_t)info->ranks, "total", (json_int_t)info->total, "limit", (json_int_t)info->limit, "context_max",
-        (json_int_t)info->context_max, "page_tokens", (int)info->page_tokens, "fits", fits(info)));
+    decode_floor lowest = find_floor(plan, info);
+    return output_json(
+        json_pack("{so so so s{sI sI sI sI sI sI} sI si sb so}", "model", report_model(a->model, model), "options",
+                  report_options(&info->options), "ranks", report_ranks(plan, info->options.context), "bytes",
+                  "weights_file", (json_int_t)info->weights, "program", (json_int_t)info->program, "tables",
+                  (json_int_t)info->tables, "ranks", (json_int_t)info->ranks, "total", (json_int_t)info->total, "limit",
+                  (json_int_t)info->limit, "context_max", (json_int_t)info->context_max, "page_tokens",
+                  (int)info->page_tokens, "fits", fits(info), "decode_floor", floor_json(&lowest)));
 }
 
 static int print_text(const rs_model_info *model, const rs_plan *plan, const rs_plan_info *info) {
@@ -33,6 +76,8 @@ static int print_text(const rs_model_info *model, const rs_plan *plan, const rs_
     printf("total                             %14s\n", output_bytes(info->total).text);
     printf("limit                             %14s\n", output_bytes(info->limit).text);
     if (info->context_max > 0) printf("largest context that fits         %7u tokens\n", info->context_max);
+    decode_floor lowest = find_floor(plan, info);
+    print_floor(&lowest, o->context);
     return output_finish(0);
 }
 

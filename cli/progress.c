@@ -22,14 +22,14 @@ static const double redraw_every_s = 0.1;
 
 /* Writes the line of at most `width` columns, NUL-terminated, to out[width + 1]; what matters least gives way first.
  * seconds: left, negative if unknown. */
-static void write_line(char *out, size_t width, const char *label, size_t done, size_t total, double rate,
-                       double seconds) {
+static void write_line(char *out, size_t width, const progress *p, size_t done, size_t total, double seconds) {
+    const char *label = p->label;
     char left[48] = "", speed[32] = "", tail[128];
     double share = total > 0 ? (double)done / (double)total : 0;
     if (seconds >= 0) {
         unsigned long whole = seconds < 359999 ? (unsigned long)ceil(seconds) : 359999; /* 99:59:59 */
         snprintf(left, sizeof left, "  ETA %lu:%02lu:%02lu", whole / 3600, whole / 60 % 60, whole % 60);
-        snprintf(speed, sizeof speed, "  %.0f tok/s", rate);
+        if (p->unit != NULL) snprintf(speed, sizeof speed, "  %.0f %s", p->rate, p->unit);
     }
     int n_tail = snprintf(tail, sizeof tail, " %3.0f%%  %zu/%zu%s%s", 100 * share, done, total, speed, left);
     size_t taken = strlen(label) + (size_t)n_tail + 3; /* a space and two brackets */
@@ -56,14 +56,15 @@ static void draw(progress *p, size_t done, size_t total) {
         ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > WIDTH_SPARED ? size.ws_col : WIDTH_DEFAULT;
     width = width - WIDTH_SPARED < WIDTH_MAX ? width - WIDTH_SPARED : WIDTH_MAX;
     double seconds = p->rate > 0 ? (double)(total - done) / p->rate : -1;
-    write_line(line, width, p->label, done, total, p->rate, seconds);
+    write_line(line, width, p, done, total, seconds);
     fprintf(stderr, "\r%s\033[K", line);
     p->drawn = true;
 }
 
 void progress_begin(progress *p, const char *label, size_t total, bool quiet) {
     double now = clock_s();
-    *p = (progress){.label = label, .shown = !quiet && isatty(STDERR_FILENO), .redraw_s = now, .latest_s = now};
+    *p = (progress){
+        .label = label, .unit = "tok/s", .shown = !quiet && isatty(STDERR_FILENO), .redraw_s = now, .latest_s = now};
     if (p->shown) draw(p, 0, total);
 }
 

@@ -7,6 +7,7 @@
 
 typedef struct progress {
     const char *label;
+    const char *unit;      /* of the rate shown, "tok/s"; NULL: none */
     bool shown;            /* standard error is a terminal */
     bool drawn;            /* the line is on the screen */
     double redraw_s;       /* no drawing before this clock_s() */
@@ -14,8 +15,8 @@ typedef struct progress {
     size_t latest_done;
 } progress;
 
-/* Draws the line of nothing done. `label` is to live until progress_end. Nothing is ever drawn when `quiet` or when
- * stderr is no terminal. */
+/* Draws the line of nothing done, whose unit is tokens until the caller says otherwise. `label` is to live until
+ * progress_end. Nothing is ever drawn when `quiet` or when stderr is no terminal. */
 void progress_begin(progress *p, const char *label, size_t total, bool quiet);
 
 /* An rs_progress whose user is a progress; returns false after Ctrl-C. Draws at most ten times a second. */

@@ -246,6 +246,42 @@ typedef struct rs_logprob {
 rs_status rs_sampler_pick(rs_sampler *sampler, const float *logits, const int32_t *tokens, size_t count,
                           rs_logprob *picked, rs_logprob *top, size_t n_top);
 
+/* ---- 7. Probe: what this machine does at best ------------------------------------------------------------------- */
+
+typedef struct rs_rate {
+    double median, least, most; /* over the repetitions */
+} rs_rate;
+
+typedef struct rs_ceilings {
+    rs_rate read_bytes_per_s; /* from memory, with the set's widest loads, several streams a thread */
+    rs_rate copy_bytes_per_s; /* within memory: bytes read plus bytes written */
+    rs_rate fp32_flop_per_s;  /* a multiply-add is 2 */
+    rs_rate int8_op_per_s;    /* of dot products; a pair multiplied and added is 2 */
+} rs_ceilings;
+
+typedef struct rs_probe {
+    char cpu[96];           /* the processor's name */
+    const char *kernels;    /* the kernel set measured; static */
+    const char *int8_by;    /* the instructions of its int8 dot product; static */
+    uint32_t cpus;          /* hardware threads that this process may use */
+    uint32_t cores;         /* that those belong to */
+    uint32_t numa_nodes;    /* of those */
+    uint32_t threads;       /* of `all` */
+    uint32_t repetitions;   /* of each measurement, at least */
+    uint64_t memory_bytes;  /* of the machine */
+    uint64_t allowed_bytes; /* of that, what this process could still take when it began */
+    uint64_t cache_bytes;   /* of their last-level caches; 0 when unknown */
+    uint64_t buffer_bytes;  /* what is read and copied */
+    double duration_s;
+    double cpu_share;     /* of the time measured, what the threads were running: less than 1 on a busy machine */
+    rs_ceilings one, all; /* of one thread alone, of all together */
+} rs_probe;
+
+/* Measures this machine for some seconds; of options, threads, memory_limit and kernels count. progress (may be NULL)
+ * is called between repetitions. RS_BAD_ARGUMENT, RS_UNSUPPORTED (kernels unknown here, or not for speed), RS_LIMIT
+ * (the buffer, beyond all caches, is more than a quarter of the memory it may take), RS_CANCELLED, RS_NO_MEMORY. */
+rs_status rs_probe_run(const rs_options *options, rs_progress progress, void *user, rs_probe *out);
+
 #pragma GCC visibility pop
 #ifdef __cplusplus
 }

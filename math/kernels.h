@@ -16,6 +16,7 @@ enum {
     PAGE_TOKENS = 64, /* tokens of a KV page */
     MATMUL_ROWS = 32, /* callers split a matmul over threads in runs of this many rows (the last may be shorter) */
     HEAD_DIM_MAX = 512,
+    PROBE_BLOCK = 64 * 1024, /* bytes that the read probe takes at a time */
 };
 
 typedef enum rope_pairs {
@@ -73,8 +74,24 @@ typedef struct attend_head_args {
 } attend_head_args;
 size_t attend_scratch_floats(size_t rows, size_t head_dim);
 
+/* What the instruction set does at best: ceilings for the other kernels and for plans (plan/probe.c,
+ * kernel_check --bench). Results come out of the very work, so that no compiler leaves any of it out. */
+typedef struct probe_kernels {
+    /* The XOR of all 32-bit words; bytes is a multiple of PROBE_BLOCK. A block is read as several streams side by
+     * side, as attention reads K and V. */
+    uint32_t (*read)(const void *memory, size_t bytes);
+
+    /* Independent chains of n multiply-adds, n <= 2^24: the floating-point operations done, 2 each. */
+    double (*multiply_add)(size_t n);
+
+    /* Independent chains of n int8 dot products summed in int32, n <= 2^28: the operations done, 2 for each pair
+     * multiplied. *instruction (static) says how. */
+    double (*dot8)(size_t n, const char **instruction);
+} probe_kernels;
+
 typedef struct kernels {
     const char *name;
+    const probe_kernels *probe; /* NULL: this set is not for speed */
 
     /* y[t * y_stride + r] = sum_c w[r, c] * x[t * x_stride + c] for r in [row_begin, row_end), t in [0, tokens).
      * y is indexed by w's absolute row. How rows are split into calls does not change a bit of the result. scratch:

@@ -3,10 +3,12 @@
 #define LANES 8
 
 #include "math/simd_attend.h"
+#include "math/simd_probe.h"
 #include "math/simd_rows.h"
 
 const kernels kernels_avx2 = {
     .name = "avx2",
+    .probe = &probes,
     .matmul = matmul,
     .expand = expand,
     .rms_norm = rms_norm,

@@ -4,10 +4,12 @@
 #define LANES 16
 
 #include "math/simd_attend.h"
+#include "math/simd_probe.h"
 #include "math/simd_rows.h"
 
 const kernels kernels_avx512 = {
     .name = "avx512",
+    .probe = &probes,
     .matmul = matmul,
     .expand = expand,
     .rms_norm = rms_norm,

@@ -2,10 +2,12 @@
 #define LANES 4
 
 #include "math/simd_attend.h"
+#include "math/simd_probe.h"
 #include "math/simd_rows.h"
 
 const kernels kernels_portable = {
     .name = "portable",
+    .probe = &probes,
     .matmul = matmul,
     .expand = expand,
     .rms_norm = rms_norm,

@@ -46,6 +46,12 @@ static uint32_t cores(void) {
     return n > 0 ? (uint32_t)n : 1;
 }
 
+rs_status plan_threads(uint32_t *threads) {
+    if (*threads == 0) *threads = cores();
+    if (*threads <= THREADS_MAX) return RS_OK;
+    return status_fail(RS_BAD_ARGUMENT, "%u threads asked for, at most %d are possible", *threads, THREADS_MAX);
+}
+
 static rs_status check_kv(rs_kv_format kv, const char *which, uint32_t head_dim) {
     if ((unsigned)kv >= RS_KV_FORMATS) return status_fail(RS_BAD_ARGUMENT, "%s is no KV format", which);
     if (kv != RS_KV_F16 && head_dim % 32 != 0) {
@@ -76,10 +82,7 @@ static rs_status complete_options(rs_plan *p, const rs_model *model, const rs_op
         return status_fail(RS_BAD_ARGUMENT, "a chunk of %u tokens asked for, at most %d are possible", o->chunk,
                            CHUNK_MAX);
     }
-    if (o->threads == 0) o->threads = cores();
-    if (o->threads > THREADS_MAX) {
-        return status_fail(RS_BAD_ARGUMENT, "%u threads asked for, at most %d are possible", o->threads, THREADS_MAX);
-    }
+    RS_TRY(plan_threads(&o->threads));
     if (o->memory_limit == 0) o->memory_limit = budget_limit();
     RS_TRY(kernels_find(o->kernels, &p->kernels));
     o->kernels = p->kernels->name;

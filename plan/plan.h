@@ -29,6 +29,9 @@ void rank_layout(rank_buffers *b, arena *a, const rs_plan *p, uint32_t rank);
 /* Walks a rank's KV pages for one session. */
 void rank_kv_layout(kv_cache *c, arena *a, const rs_plan *p, uint32_t rank);
 
+/* Replaces 0 by the cores this process may use. RS_BAD_ARGUMENT for more threads than are possible. */
+rs_status plan_threads(uint32_t *threads);
+
 /* Threads of a rank's device. */
 uint32_t rank_threads(const rs_options *o, uint32_t rank);
 

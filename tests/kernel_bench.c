@@ -4,54 +4,33 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "tests/kernel_check.h"
 
 static double peak_flop_s, peak_bytes_s;
 static uint64_t seed = 1;
 
-/* Seconds of processor time of this thread, so that other programs on a busy machine disturb less. */
-static double cpu_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-/* Ten chains hide the latency of a fused multiply-add (4 cycles, two a cycle). */
-#if defined(__x86_64__)
-__attribute__((target("avx2,fma")))
-#endif
-static float
-multiply_add(size_t n) {
-    typedef float vf __attribute__((vector_size(32)));
-    vf a[10] = {0}, b = (vf){0} + 0.999f, c = (vf){0} + (float)n;
-    for (size_t i = 0; i < n; i++) {
-        for (int j = 0; j < 10; j++) a[j] = a[j] * b + c;
-        __asm__ volatile("" : "+m"(c)); /* Keeps the loop from being folded. */
-    }
-    for (int j = 1; j < 10; j++) a[0] += a[j];
-    return a[0][0];
-}
-
-static void probe(void) {
-    static volatile float sink; /* Keeps the probes from being optimised away. */
-    size_t bytes = 256u << 20, part = 8u << 20, n = 200000;
-    uint64_t *memory = malloc(bytes), sum = 0;
-    if (memory == NULL) abort();
+/* What `ringspan probe` measures, with the same kernels, but as everything here: on one core, the best of many. */
+static void measure_ceilings(void) {
+    const kernels *k;
+    const char *instruction;
+    double peak_op_s = 0;
+    size_t bytes = 256u << 20, part = 8u << 20, n = 100000;
+    uint8_t *memory = malloc(bytes);
+    if (memory == NULL || kernels_find(NULL, &k) != RS_OK) abort();
     memset(memory, 1, bytes);
     for (size_t at = 0; at < bytes; at += part) {
-        double start = cpu_s();
-        sink += multiply_add(n);
-        double between = cpu_s();
-        for (size_t i = at / 8; i < (at + part) / 8; i++) sum += memory[i];
-        peak_flop_s = fmax(peak_flop_s, (double)n * 160 / (between - start));
-        peak_bytes_s = fmax(peak_bytes_s, (double)part / (cpu_s() - between));
+        double start = clock_cpu_s(), flops = k->probe->multiply_add(n), added = clock_cpu_s();
+        double ops = k->probe->dot8(n, &instruction), multiplied = clock_cpu_s();
+        k->probe->read(memory + at, part);
+        peak_flop_s = fmax(peak_flop_s, flops / (added - start));
+        peak_op_s = fmax(peak_op_s, ops / (multiplied - added));
+        peak_bytes_s = fmax(peak_bytes_s, (double)part / (clock_cpu_s() - multiplied));
     }
-    sink += (float)sum;
-    if (sink == 0) abort();
     free(memory);
-    printf("one core: multiply-add %.1f GFLOP/s, read %.1f GB/s\n\n", peak_flop_s / 1e9, peak_bytes_s / 1e9);
+    printf("one core, %s: multiply-add %.1f GFLOP/s, int8 dot product (%s) %.1f GOP/s, read %.1f GB/s\n\n", k->name,
+           peak_flop_s / 1e9, instruction, peak_op_s / 1e9, peak_bytes_s / 1e9);
     printf("%-30s %-9s %10s %8s %9s %9s %7s %7s\n", "operation", "set", "us", "GB/s", "Gvalue/s", "GFLOP/s", "% read",
            "% peak");
 }
@@ -69,12 +48,12 @@ typedef struct work {
 
 /* Times run(w): bytes read, values handled (weights, or elements), and floating-point operations of one call. */
 static void measure(const char *name, void (*run)(work *w), work *w, double bytes, double values, double flops) {
-    double best = 1e9, until = cpu_s() + 0.25;
+    double best = 1e9, until = clock_cpu_s() + 0.25;
     int calls = 1;
-    while (cpu_s() < until) {
-        double start = cpu_s();
+    while (clock_cpu_s() < until) {
+        double start = clock_cpu_s();
         for (int i = 0; i < calls; i++) run(w);
-        double took = (cpu_s() - start) / calls;
+        double took = (clock_cpu_s() - start) / calls;
         best = fmin(best, took);
         if (took * calls < 1e-4) calls *= 2;
     }
@@ -256,7 +235,7 @@ int bench_run(const char *only) {
         const char *name;
         void (*bench)(const kernels *k);
     } ops[] = {{"matmul", bench_matmul}, {"expand", bench_expand}, {"attend", bench_attend}, {"rows", bench_rows}};
-    probe();
+    measure_ceilings();
     for (size_t i = 0; i < sizeof ops / sizeof *ops; i++) {
         if (only != NULL && strcmp(only, ops[i].name) != 0) continue;
         for (size_t s = 1; kernels_at(s) != NULL; s++) ops[i].bench(kernels_at(s)); /* Not ref: it is not for speed. */

@@ -712,6 +712,30 @@ static void check_merge(const kernels *k) {
     }
 }
 
+/* The probes prove what they did: the XOR of all that was read, and operations that count themselves. */
+static void check_probe(const kernels *k) {
+    const probe_kernels *probe = k->probe;
+    if (probe == NULL) return;
+    const char *instruction = "";
+    double flops = probe->multiply_add(1), ops = probe->dot8(1, &instruction);
+    expect(flops > 0 && ops > 0 && instruction[0] != 0, "some work", 0, 0, 0);
+    for (size_t n = 0; n < 100; n += 33) {
+        expect(probe->multiply_add(n) == (double)n * flops, "multiply-adds", n, 0, 0);
+        expect(probe->dot8(n, &instruction) == (double)n * ops, "dot products", n, 0, 0);
+    }
+    for (size_t blocks = 0; blocks < 4; blocks++) {
+        buffer b = buffer_new(blocks * PROBE_BLOCK);
+        uint32_t word, all = 0;
+        for (size_t i = 0; i < b.bytes; i += sizeof word) {
+            word = (uint32_t)random_next(&seed);
+            all ^= word;
+            memcpy(b.data + i, &word, sizeof word);
+        }
+        expect(probe->read(b.data, b.bytes) == all, "every word is read", blocks, 0, 0);
+        buffer_free(&b);
+    }
+}
+
 /* ---- Main ---------------------------------------------------------------------------------------------------- */
 
 static void check_lookup(void) {
@@ -733,7 +757,7 @@ int main(int argc, char **argv) {
     } ops[] = {
         {"expand", check_expand}, {"matmul", check_matmul}, {"rms_norm", check_rms_norm}, {"rope", check_rope},
         {"gate", check_gate},     {"add", check_add},       {"scale", check_scale},       {"hadamard", check_hadamard},
-        {"kv_rows", check_kv},    {"attend", check_attend}, {"merge", check_merge},
+        {"kv_rows", check_kv},    {"attend", check_attend}, {"merge", check_merge},       {"probe", check_probe},
     };
     if (argc > 1 && strcmp(argv[1], "--bench") == 0) return bench_run(argc > 2 ? argv[2] : NULL);
     check_lookup();

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import struct
 import subprocess
 import termios
@@ -15,7 +16,7 @@ import pytest
 BIN = os.environ.get("RINGSPAN_BIN")
 pytestmark = pytest.mark.skipif(not BIN, reason="RINGSPAN_BIN does not name the program")
 
-COMMANDS = ["run", "plan", "bench"]
+COMMANDS = ["run", "plan", "bench"]  # that take a model
 ENGINE_FLAGS = ["ctx", "ranks", "shares", "split", "kv", "kv-k", "kv-v", "chunk", "threads", "memory-limit", "kernels"]
 ABSENT = "/nonexistent/model.gguf"
 
@@ -23,7 +24,8 @@ ABSENT = "/nonexistent/model.gguf"
 def call(*words, **kwargs):
     if "input" not in kwargs:
         kwargs["stdin"] = subprocess.DEVNULL
-    return subprocess.run([BIN, *words], capture_output=True, text=True, timeout=60, **kwargs)
+    kwargs.setdefault("timeout", 60)
+    return subprocess.run([BIN, *words], capture_output=True, text=True, **kwargs)
 
 
 def refused(*words):
@@ -44,7 +46,7 @@ def test_version():
 def test_usage_lists_the_commands():
     done = call("--help")
     assert done.returncode == 0 and done.stderr == ""
-    assert all(re.search(rf"^  {name} ", done.stdout, re.M) for name in COMMANDS)
+    assert all(re.search(rf"^  {name} ", done.stdout, re.M) for name in [*COMMANDS, "probe"])
     bare = call()
     assert bare.returncode == 2 and bare.stdout == "" and bare.stderr == done.stdout
 
@@ -73,7 +75,7 @@ def test_help_shows_defaults():
 def test_manual_has_every_flag():
     with open(os.path.join(os.path.dirname(__file__), "../man/ringspan.1")) as file:
         manual = file.read()
-    for command in COMMANDS:
+    for command in [*COMMANDS, "probe"]:
         for flag in re.findall(r"--([\w-]+)", call(command, "--help").stdout):
             assert re.search(rf"(?<![\w-])-{flag}\b", manual), flag
 
@@ -172,6 +174,106 @@ def test_closed_and_full_standard_output():
         done = subprocess.run([BIN, "run", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr == "ringspan: cannot write to standard output: No space left on device\n"
+
+
+def on_terminal(words, width, interrupt_at=None):
+    """Exit code and what a terminal of `width` columns received; Ctrl-C is sent once `interrupt_at` is on it."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    process = subprocess.Popen([BIN, *words], stdin=subprocess.DEVNULL, stdout=slave, stderr=slave)
+    os.close(slave)
+    screen = b""
+    while True:
+        try:
+            piece = os.read(master, 65536)
+        except OSError:  # Linux reports the closed other end so.
+            piece = b""
+        if not piece:
+            break
+        screen += piece
+        if interrupt_at and re.search(interrupt_at, screen):
+            process.send_signal(signal.SIGINT)
+            interrupt_at = None
+    os.close(master)
+    return process.wait(timeout=60), screen
+
+
+PATIENCE_S = 600  # a probe takes seconds, but not beside other programs
+FIGURES = ["read_bytes_per_s", "copy_bytes_per_s", "fp32_flop_per_s", "int8_op_per_s"]
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory):
+    """A cache folder with a profile of this machine that `ringspan probe --json` has stored and printed."""
+    cache = tmp_path_factory.mktemp("cache")
+    here = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    done = call("probe", "--json", "--threads", "2", env=here, timeout=PATIENCE_S)
+    assert done.returncode == 0 and done.stderr == "", done
+    return cache, json.loads(done.stdout)
+
+
+def test_probe_measures_and_stores(probed):
+    cache, profile = probed
+    assert os.listdir(cache / "ringspan") == ["machine.json"]  # and no temporary file
+    assert json.loads((cache / "ringspan" / "machine.json").read_text()) == profile
+    assert profile["ringspan_version"] == call("--version").stdout.split()[1]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", profile["measured_at"])
+    assert profile["host"] == socket.gethostname() and profile["cpu"] and profile["int8_by"]
+    assert profile["kernels"] in ("portable", "avx2", "avx512", "neon")
+    assert profile["cpus"] == len(os.sched_getaffinity(0)) >= profile["cores"] >= 1 and profile["numa_nodes"] >= 1
+    assert profile["buffer_bytes"] >= max(256 << 20, 4 * profile["cache_bytes"])
+    assert profile["buffer_bytes"] <= profile["allowed_bytes"] / 4 < profile["memory_bytes"] / 4
+    assert 0 < profile["cpu_share"] <= 1 and profile["duration_s"] > 0
+    assert profile["all_threads"].pop("threads") == 2 and profile["one_thread"].pop("threads") == 1
+
+
+def test_probe_figures_are_plausible(probed):
+    """Bounds that hold on a busy machine, too, but not for work that the compiler left out or counted twice."""
+    profile = probed[1]
+    for figure in FIGURES:
+        one, both = profile["one_thread"][figure], profile["all_threads"][figure]
+        for rate in (one, both):
+            assert 0 < rate["least"] <= rate["median"] <= rate["most"] < 1e14, figure
+        assert both["most"] > one["median"] / 2, figure
+    for threads in ("one_thread", "all_threads"):
+        read, copy = (profile[threads][figure]["most"] for figure in FIGURES[:2])
+        assert 1e8 < read < 1e12 and copy < 4 * read  # a copy counts its bytes twice
+
+
+def test_probe_refuses(tmp_path):
+    out = str(tmp_path / "profile.json")
+    assert "kernels 'ref' are not for speed" in refused("probe", "-o", out, "--kernels", "ref")
+    assert "no kernels 'abacus'" in refused("probe", "-o", out, "--kernels", "abacus")
+    assert "takes at most a quarter" in refused("probe", "-o", out, "--memory-limit", "512MiB")
+    assert "cannot store the profile in /nonexistent/x: No such" in refused("probe", "-o", "/nonexistent/x")
+    assert "it is no file" in refused("probe", "-o", "/dev/null")
+    assert "is not a number" in refused("probe", "-o", out, "--threads", "0")
+    assert "unknown flag '--ctx'" in refused("probe", "-o", out, "--ctx", "5")
+    assert "unknown flag '-m'" in refused("probe", "-m", ABSENT)
+    assert "unexpected argument 'word'" in refused("probe", "-o", out, "word")
+    assert "flag '-o' needs a value" in refused("probe", "-o")
+    homeless = call("probe", env={"PATH": "/nonexistent"})
+    assert homeless.returncode == 2 and "give -o FILE" in homeless.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_probe_draws_progress_and_stops(tmp_path):
+    (tmp_path / "profile.json").write_text("the one before")
+    words = ["probe", "-o", str(tmp_path / "profile.json"), "--threads", "1"]
+    code, screen = on_terminal(words, 100, interrupt_at=rb"\rprobe [^\r]* [1-9]%")
+    assert code == 130 and b"stored in" not in screen and b"tok/s" not in screen
+    assert (tmp_path / "profile.json").read_text() == "the one before" and len(os.listdir(tmp_path)) == 1
+
+
+def test_probe_table(tmp_path):
+    (tmp_path / "profile.json").write_text("the one before")
+    done = call("probe", "-o", str(tmp_path / "profile.json"), "-t", "1", "--kernels", "portable", timeout=PATIENCE_S)
+    assert done.returncode == 0 and done.stderr == "", done
+    assert max(map(len, done.stdout.splitlines())) <= 120 and "kernels portable" in done.stdout
+    for row in ("read GB/s", "copy GB/s", "FP32 GFLOP/s", "INT8 GOP/s"):
+        assert re.search(rf"^ *{row} +\d+\.\d\d +\d+ %$", done.stdout, re.M), row
+    assert done.stdout.endswith(f"stored in {tmp_path}/profile.json\n")
+    assert json.loads((tmp_path / "profile.json").read_text())["all_threads"]["threads"] == 1
 
 
 # What needs a model.
@@ -320,28 +422,6 @@ def test_broken_pipe_ends_generation():
     assert process.wait(timeout=60) == 141
 
 
-def on_terminal(words, width, interrupt_at=None):
-    """Exit code and what a terminal of `width` columns received; Ctrl-C is sent once `interrupt_at` is on it."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
-    process = subprocess.Popen([BIN, *words], stdin=subprocess.DEVNULL, stdout=slave, stderr=slave)
-    os.close(slave)
-    screen = b""
-    while True:
-        try:
-            piece = os.read(master, 65536)
-        except OSError:  # Linux reports the closed other end so.
-            piece = b""
-        if not piece:
-            break
-        screen += piece
-        if interrupt_at and re.search(interrupt_at, screen):
-            process.send_signal(signal.SIGINT)
-            interrupt_at = None
-    os.close(master)
-    return process.wait(timeout=60), screen
-
-
 @with_model
 @pytest.mark.parametrize("width", [100, 60, 40, 20])
 def test_progress_fits_the_terminal_and_is_cleared(width):
@@ -385,6 +465,29 @@ def test_plan_fits_or_says_what_does():
     none = call("plan", "-m", MODEL, "--memory-limit", "1MiB")
     assert none.returncode == 2 and "no context fits" in none.stderr
     assert max(map(len, none.stdout.splitlines())) <= 90
+
+
+@with_model
+def test_plan_tells_the_floor_of_decode(probed, tmp_path):
+    """What all ranks read for a token by the read bandwidth; nothing without a valid profile of this host."""
+    cache, profile = probed
+    words = ["plan", "-m", MODEL, "--ctx", "4096", "--ranks", "3"]
+    here = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    plan = json.loads(call(*words, "--json", env=here).stdout)
+    floor, rate = plan["decode_floor"], profile["all_threads"]["read_bytes_per_s"]["median"]
+    weights, kv = (sum(rank[key] for rank in plan["ranks"]) for key in ("weights_bytes", "kv_bytes"))
+    assert floor["empty_ms"] == pytest.approx(1000 * weights / rate)
+    assert floor["full_ms"] == pytest.approx(1000 * (weights + kv) / rate)
+    text = call(*words, env=here).stdout
+    assert f"least {floor['empty_ms']:.2f} ms a token at depth 0 and {floor['full_ms']:.2f} ms at depth 4096\n" in text
+    assert max(map(len, text.splitlines())) <= 90
+    (tmp_path / "ringspan").mkdir()
+    broken = [json.dumps({**profile, **change}) for change in ({"host": "another"}, {"cpu_share": "1"})]
+    for other in (None, "", "[]", *broken):
+        if other is not None:
+            (tmp_path / "ringspan" / "machine.json").write_text(other)
+        text = call(*words, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}).stdout
+        assert text.endswith("then the least time of a token is told here\n") and "at least" not in text
 
 
 @with_model
