@@ -11,7 +11,7 @@ enum {
     PLANE_BLOCK = 32, /* values that share a scale in a quantised plane */
 };
 
-extern const kernels kernels_ref, kernels_portable, kernels_avx2, kernels_avx512;
+extern const kernels kernels_ref, kernels_portable, kernels_avx2, kernels_avx512, kernels_neon;
 
 /* Where things lie in a plane (kernels.h): the scale of a block of a token, the first value, and the byte of a value
  * after that. */
