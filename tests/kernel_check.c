@@ -253,9 +253,7 @@ static void check_rows(const kernels *k, const char *what, row_kernel run, doubl
             run(kernels_at(0), row[1], row[2], row[3], n);
             double largest = 0;
             bool good = true;
-            for (size_t i = 0; i < n; i++) { /* With fmax, gcc 12 for aarch64 crashes. */
-                if (fabs(row[1][i]) > largest) largest = fabs(row[1][i]);
-            }
+            for (size_t i = 0; i < n; i++) largest = fmax(largest, fabs(row[1][i]));
             for (size_t i = 0; i < n; i++) {
                 good =
                     good && within(row[0][i], row[1][i], relative * fabs(row[1][i]) + of_largest * largest + absolute);
