@@ -1,6 +1,7 @@
 # How math/ is compiled: kernel files by the instruction set in their name, the rest for any CPU of the architecture.
 file(GLOB avx2 CONFIGURE_DEPENDS math/*avx2*.c)
 file(GLOB avx512 CONFIGURE_DEPENDS math/*avx512*.c)
+file(GLOB neon CONFIGURE_DEPENDS math/*neon*.c)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   set(avx2_flags -mavx2 -mfma -mf16c)
   set_source_files_properties(${avx2} PROPERTIES COMPILE_OPTIONS "${avx2_flags}")
@@ -8,6 +9,9 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
     COMPILE_OPTIONS "${avx2_flags};-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl")
 else()
   set_source_files_properties(${avx2} ${avx512} PROPERTIES HEADER_FILE_ONLY ON)   # Not compiled elsewhere.
+endif()
+if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+  set_source_files_properties(${neon} PROPERTIES HEADER_FILE_ONLY ON)
 endif()
 # These expand bit-exactly: no multiply and add may be fused (aarch64 would by default).
 set_source_files_properties(math/format.c math/format_k.c PROPERTIES COMPILE_OPTIONS -ffp-contract=off)

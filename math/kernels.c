@@ -36,6 +36,8 @@ static const struct {
 #if defined(__x86_64__)
     {&kernels_avx2, has_avx2},
     {&kernels_avx512, has_avx512},
+#elif defined(__aarch64__)
+    {&kernels_neon, always},
 #endif
 };
 enum { SETS = sizeof sets / sizeof sets[0] };

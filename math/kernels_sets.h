@@ -11,7 +11,7 @@ enum {
     PLANE_BLOCK = 32, /* quantised rows are a multiple of so many values long */
 };
 
-extern const kernels kernels_ref, kernels_portable, kernels_avx2, kernels_avx512;
+extern const kernels kernels_ref, kernels_portable, kernels_avx2, kernels_avx512, kernels_neon;
 
 /* Values of a row that share a scale. */
 static inline size_t plane_block(rs_kv_format kv, size_t head_dim) {

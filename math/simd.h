@@ -1,8 +1,8 @@
 /* simd.h: vectors of LANES floats (GCC vector extensions) and the few operations that differ by instruction set.
  *
- * The simd_*.h headers are the vectorised kernels, written once. kernels_portable.c, kernels_avx2.c and
- * kernels_avx512.c define LANES and include them; everything is static, so code compiled for one instruction set never
- * leaks into another. */
+ * The simd_*.h headers are the vectorised kernels, written once. kernels_portable.c, kernels_avx2.c, kernels_avx512.c
+ * and kernels_neon.c define LANES and include them; everything is static, so code compiled for one instruction set
+ * never leaks into another. NEON is 1 in its own sets alone: "portable" stays plain C where the CPU has it too. */
 #ifndef RS_MATH_SIMD_H
 #define RS_MATH_SIMD_H
 
@@ -13,6 +13,12 @@
 
 #ifdef __SSE2__
 #include <immintrin.h>
+#endif
+#ifndef NEON
+#define NEON 0
+#endif
+#if NEON
+#include <arm_neon.h>
 #endif
 
 #include "math/format_blocks.h"
@@ -111,12 +117,23 @@ INLINE float max_lanes(vf v) {
     return v[0];
 }
 
+#if NEON
+/* Four bytes, then zeros. Compilers widen vectors shorter than 8 bytes one element at a time. */
+INLINE uint8x8_t load_four(const uint8_t *src) {
+    uint32_t word;
+    memcpy(&word, src, sizeof word);
+    return vreinterpret_u8_u32((uint32x2_t){word});
+}
+#endif
+
 /* LANES integers from memory of any alignment, and as floats. */
 INLINE vi load_u8(const uint8_t *src) {
 #if defined(__AVX2__) && LANES == 8
     return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)src));
 #elif defined(__AVX512F__) && LANES == 16
     return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)src));
+#elif NEON
+    return (vi)vmovl_u16(vget_low_u16(vmovl_u8(load_four(src))));
 #else
     typedef uint8_t bytes __attribute__((vector_size(LANES)));
     bytes b;
@@ -130,6 +147,8 @@ INLINE vi load_i8(const uint8_t *src) {
     return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)src));
 #elif defined(__AVX512F__) && LANES == 16
     return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)src));
+#elif NEON
+    return (vi)vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u8(load_four(src)))));
 #else
     typedef int8_t bytes __attribute__((vector_size(LANES)));
     bytes b;
@@ -139,10 +158,14 @@ INLINE vi load_i8(const uint8_t *src) {
 }
 
 INLINE vu load_u16(const uint8_t *src) {
+#if NEON
+    return (vu)vmovl_u16(vreinterpret_u16_u8(vld1_u8(src)));
+#else
     typedef uint16_t words __attribute__((vector_size(2 * LANES)));
     words w;
     memcpy(&w, src, sizeof w);
     return __builtin_convertvector(w, vu);
+#endif
 }
 
 INLINE vf to_float(vi v) {
@@ -154,6 +177,8 @@ INLINE vf load_half(const uint8_t *src) {
     return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)src));
 #elif defined(__AVX512F__) && LANES == 16
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)src));
+#elif NEON
+    return (vf)vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(src)));
 #else
     vu half = load_u16(src), sign = (half & 0x8000) << 16, magnitude = half & 0x7FFF;
     vf value = (vf)(magnitude << 13) * 0x1p112f; /* Moves the exponent's bias; exact, denormals included. */
@@ -168,6 +193,10 @@ INLINE float half_at(const uint8_t *src) {
     uint16_t half;
     memcpy(&half, src, sizeof half);
     return _cvtsh_ss(half);
+#elif NEON
+    __fp16 half;
+    memcpy(&half, src, sizeof half);
+    return (float)half;
 #else
     return format_half_at(src);
 #endif
@@ -178,6 +207,8 @@ INLINE void store_half(uint8_t *dst, vf v) {
     _mm_storeu_si128((__m128i *)dst, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__AVX512F__) && LANES == 16
     _mm256_storeu_si256((__m256i *)dst, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif NEON
+    vst1_u8(dst, vreinterpret_u8_f16(vcvt_f16_f32((float32x4_t)v)));
 #else
     for (int i = 0; i < LANES; i++) {
         uint16_t half = half_from_float(v[i]);

@@ -56,6 +56,11 @@ INLINE void unpack_levels(const uint8_t *src, const int8_t *levels, int8_t *q) {
     vb v = load_bytes(src);
     store_bytes(q, (vb)_mm_shuffle_epi8(table, (__m128i)(v & 15)));
     store_bytes(q + 16, (vb)_mm_shuffle_epi8(table, (__m128i)(v >> 4)));
+#elif NEON
+    int8x16_t table = vld1q_s8(levels);
+    vb v = load_bytes(src);
+    store_bytes(q, (vb)vqtbl1q_s8(table, (uint8x16_t)(v & 15)));
+    store_bytes(q + 16, (vb)vqtbl1q_s8(table, (uint8x16_t)(v >> 4)));
 #else
     for (int i = 0; i < 16; i++) {
         q[i] = levels[src[i] & 15];

@@ -11,8 +11,9 @@
 enum {
     FEW_TOKENS = 8,
     FEW_ROWS = 4,
-    PANEL = 2 * LANES,           /* rows of a panel */
-    TILE = LANES == 16 ? 12 : 6, /* tokens of a register block: two accumulators each, of 32 or 16 registers */
+    PANEL = 2 * LANES, /* rows of a panel */
+    /* Tokens of a register block: two accumulators each, of 32 or 16 registers; NEON takes one more for its x. */
+    TILE = LANES == 16 ? 12 : 6 + 2 * NEON,
 };
 
 INLINE void expand_row(const matrix *w, size_t row, size_t k0, float *dst, size_t n) {

@@ -750,20 +750,51 @@ static void check_lookup(void) {
     verdict.failures_all += verdict.failures;
 }
 
+static const struct {
+    const char *name;
+    void (*check)(const kernels *k);
+} ops[] = {
+    {"expand", check_expand}, {"matmul", check_matmul}, {"rms_norm", check_rms_norm}, {"rope", check_rope},
+    {"gate", check_gate},     {"add", check_add},       {"scale", check_scale},       {"hadamard", check_hadamard},
+    {"kv_rows", check_kv},    {"attend", check_attend}, {"merge", check_merge},       {"probe", check_probe},
+};
+enum { OPS = sizeof ops / sizeof *ops };
+
+static bool is_op(const char *name) {
+    for (size_t i = 0; i < OPS; i++) {
+        if (strcmp(name, ops[i].name) == 0) return true;
+    }
+    return false;
+}
+
+static bool is_set(const char *name) {
+    const kernels *k;
+    return kernels_find(name, &k) == RS_OK;
+}
+
+/* Whether `name` is among the arguments, or nothing of its kind is. */
+static bool is_asked(const char *name, bool (*is_kind)(const char *name), char **arguments) {
+    bool all = true;
+    for (; *arguments != NULL; arguments++) {
+        if (strcmp(name, *arguments) == 0) return true;
+        all = all && !is_kind(*arguments);
+    }
+    return all;
+}
+
+/* Arguments: names of the operations and of the sets to check (all); or --bench and the name of one benchmark (all). */
 int main(int argc, char **argv) {
-    static const struct {
-        const char *name;
-        void (*check)(const kernels *k);
-    } ops[] = {
-        {"expand", check_expand}, {"matmul", check_matmul}, {"rms_norm", check_rms_norm}, {"rope", check_rope},
-        {"gate", check_gate},     {"add", check_add},       {"scale", check_scale},       {"hadamard", check_hadamard},
-        {"kv_rows", check_kv},    {"attend", check_attend}, {"merge", check_merge},       {"probe", check_probe},
-    };
     if (argc > 1 && strcmp(argv[1], "--bench") == 0) return bench_run(argc > 2 ? argv[2] : NULL);
+    for (int i = 1; i < argc; i++) {
+        if (is_op(argv[i]) || is_set(argv[i])) continue;
+        fprintf(stderr, "kernel_check: '%s' is neither an operation nor a set of this CPU\n", argv[i]);
+        return EXIT_FAILURE;
+    }
     check_lookup();
-    for (size_t i = 0; i < sizeof ops / sizeof *ops; i++) {
-        if (argc > 1 && strcmp(argv[1], ops[i].name) != 0) continue;
+    for (size_t i = 0; i < OPS; i++) {
+        if (!is_asked(ops[i].name, is_op, argv + 1)) continue;
         for (size_t s = 0; kernels_at(s) != NULL; s++) {
+            if (!is_asked(kernels_at(s)->name, is_set, argv + 1)) continue;
             verdict.op = ops[i].name, verdict.set = kernels_at(s)->name;
             verdict.cases = verdict.failures = 0, verdict.worst = 0, seed = 1;
             ops[i].check(kernels_at(s));
@@ -773,7 +804,8 @@ int main(int argc, char **argv) {
             if (verdict.failures > 0) printf("  %zu failures\n", verdict.failures);
         }
     }
-    const kernels *widest;
-    if (kernels_find("avx512", &widest) != RS_OK) printf("skipped avx512: %s\n", rs_last_error());
+#if defined(__x86_64__)
+    if (!is_set("avx512")) printf("skipped avx512: %s\n", rs_last_error());
+#endif
     return verdict.failures_all == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

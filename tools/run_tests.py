@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""run_tests.py: builds and runs every suite (release, asan, tsan, fuzz) and ends with one line of totals.
+"""run_tests.py: builds and runs every suite (release, asan, tsan, fuzz, aarch64) and ends with one line of totals.
 
 A CTest test is one program or one pytest file. Its cases are counted from its output where cmocka or pytest says how
 many there were, so that the totals are cases; any other program counts as one.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SUITES = ("release", "asan", "tsan", "fuzz")
+SUITES = ("release", "asan", "tsan", "fuzz", "aarch64")
 MODELS = ("smollm2-135m", "gemma3-270m")
 
 CMOCKA = re.compile(r"^\[  (PASSED|FAILED|SKIPPED)\s+\] (\d+) test\(s\)", re.M)
