@@ -14,7 +14,7 @@
 
 enum {
     PAGE_TOKENS = 64, /* tokens of a KV page */
-    MATMUL_ROWS = 32, /* callers split a matmul over threads in runs of this many rows (the last may be shorter) */
+    MATMUL_ROWS = 32, /* callers split a matmul over threads in runs of up to this many rows */
     HEAD_DIM_MAX = 512,
 };
 

@@ -25,11 +25,14 @@ __attribute__((target("avx2,fma")))
 static float
 multiply_add(size_t n) {
     typedef float vf __attribute__((vector_size(32)));
-    vf a[10] = {0}, b = (vf){0} + 0.999f, c = (vf){0} + (float)n;
+    vf a[10], b = (vf){0} + 0.999f, c = (vf){0} + (float)n;
+#pragma GCC unroll 10
+    for (int j = 0; j < 10; j++) a[j] = c + (float)j; /* Ten different ones, or the compiler makes one of them. */
     for (size_t i = 0; i < n; i++) {
+#pragma GCC unroll 10
         for (int j = 0; j < 10; j++) a[j] = a[j] * b + c;
-        __asm__ volatile("" : "+m"(c)); /* Keeps the loop from being folded. */
     }
+#pragma GCC unroll 10
     for (int j = 1; j < 10; j++) a[0] += a[j];
     return a[0][0];
 }
