@@ -13,6 +13,8 @@ endif()
 if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
   set_source_files_properties(${neon} PROPERTIES HEADER_FILE_ONLY ON)
 endif()
+# Vectors wider than the CPU's are passed to inlined functions only.
+set_source_files_properties(math/kernels_portable.c PROPERTIES COMPILE_OPTIONS -Wno-psabi)
 # These expand bit-exactly: no multiply and add may be fused (aarch64 would by default).
 set_source_files_properties(math/format.c math/format_k.c PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
 get_target_property(kind rs_math TYPE)

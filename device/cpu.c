@@ -15,6 +15,8 @@ enum {
     SPLIT_PAGES = 8,  /* of at least this many pages, */
     SPLIT_RUN = 64,   /* and no more than this many while the parts last: they cost a merge each */
     ELEMENTS_PER_ITEM = 16384,
+    DECODE_TOKENS = 8, /* with so few tokens, */
+    SMALL_ROWS = 2048, /* matrices of fewer rows are cut into items of half as many */
 };
 
 typedef struct cpu {
@@ -48,8 +50,8 @@ void cpu_layout(cpu_buffers *b, arena *a, const device_limits *limits, size_t th
     size_t group = limits->kv_heads > 0 ? (limits->heads + limits->kv_heads - 1) / limits->kv_heads : 1;
     size_t rows = size_min(limits->rows, block_tokens(group)) * group;
     size_t attend_floats = attend_item_floats(rows, limits->head_dim);
-    size_t matmul_floats = matmul_scratch_floats(limits->cols);
-    b->scratch_floats = round_floats(attend_floats > matmul_floats ? attend_floats : matmul_floats);
+    b->matmul_floats = round_floats(matmul_scratch_floats(limits->cols));
+    b->scratch_floats = round_floats(size_max(attend_floats, b->matmul_floats + limits->rows * MATMUL_ROWS));
     b->scratch = arena_take(a, size_mul(threads, b->scratch_floats), sizeof(float));
     size_t part = size_min(limits->rows, SPLIT_TOKENS) * limits->heads * (limits->head_dim + 2);
     b->parts = arena_take(a, SPLIT_PARTS * part, sizeof(float));
@@ -85,29 +87,64 @@ static void embed(device *d, const matrix *table, const int32_t *tokens, size_t 
 
 typedef struct matmul_job {
     const cpu *c;
-    const matrix *w;
-    const float *bias, *x;
-    size_t tokens, y_stride;
-    float *y;
+    enum { STORE, ADD, GATE } what;
+    const product *list; /* [n]; one where sums are added or gated */
+    size_t n;
+    const matrix *up;
+    activation act;
+    const float *x;
+    size_t tokens, rows_per_item;
 } matmul_job;
+
+static size_t matmul_items(const matmul_job *j, const matrix *w) {
+    return (w->rows + j->rows_per_item - 1) / j->rows_per_item;
+}
 
 static void matmul_item(void *job, size_t item, size_t thread) {
     const matmul_job *j = job;
-    size_t begin = item * MATMUL_ROWS;
-    size_t end = size_min(begin + MATMUL_ROWS, j->w->rows);
-    j->c->k->matmul(j->w, begin, end, j->x, j->w->cols, j->tokens, j->y, j->y_stride, thread_scratch(j->c, thread));
-    if (j->bias == NULL) return;
-    for (size_t t = 0; t < j->tokens; t++) {
-        j->c->k->add(j->y + t * j->y_stride + begin, j->bias + begin, end - begin);
+    const kernels *k = j->c->k;
+    const product *p = j->list;
+    for (; item >= matmul_items(j, p->w); p++) item -= matmul_items(j, p->w);
+    size_t begin = item * j->rows_per_item, end = size_min(begin + j->rows_per_item, p->w->rows), n = end - begin;
+    size_t cols = p->w->cols, y_stride = p->w->rows;
+    float *scratch = thread_scratch(j->c, thread), *part = scratch + j->c->b.matmul_floats; /* [tokens, MATMUL_ROWS] */
+    if (j->what != ADD) k->matmul(p->w, begin, end, j->x, cols, j->tokens, p->y, y_stride, scratch);
+    if (j->what != STORE) {
+        matrix other = matrix_rows(j->what == ADD ? p->w : j->up, begin, end);
+        k->matmul(&other, 0, n, j->x, cols, j->tokens, part, MATMUL_ROWS, scratch);
+    }
+    for (size_t t = 0; t < j->tokens; t++, part += MATMUL_ROWS) {
+        float *y = p->y + t * y_stride + begin;
+        if (j->what == ADD) k->add(y, part, n);
+        if (j->what == GATE) k->gate(j->act, y, part, n);
+        if (p->bias != NULL) k->add(y, p->bias + begin, n);
     }
 }
 
-static void matmul(device *d, const matrix *w, const float *bias, const float *x, size_t tokens, float *y,
-                   size_t y_stride) {
-    cpu *c = (cpu *)d;
-    if (tokens == 0) return;
-    matmul_job job = {c, w, bias, x, tokens, y_stride, y};
-    pool_run(c->pool, matmul_item, &job, (w->rows + MATMUL_ROWS - 1) / MATMUL_ROWS);
+/* In decode small matrices are cut finer, so that many threads have work; larger pieces suit the panels of prefill. */
+static void run_matmul(device *d, matmul_job job) {
+    if (job.tokens == 0) return;
+    job.c = (cpu *)d;
+    size_t rows = 0, items = 0;
+    for (size_t i = 0; i < job.n; i++) rows += job.list[i].w->rows;
+    job.rows_per_item = job.tokens <= DECODE_TOKENS && rows < SMALL_ROWS ? MATMUL_ROWS / 2 : MATMUL_ROWS;
+    for (size_t i = 0; i < job.n; i++) items += matmul_items(&job, job.list[i].w);
+    pool_run(job.c->pool, matmul_item, &job, items);
+}
+
+static void matmul(device *d, const product *list, size_t n, const float *x, size_t tokens) {
+    run_matmul(d, (matmul_job){.what = STORE, .list = list, .n = n, .x = x, .tokens = tokens});
+}
+
+static void matmul_add(device *d, const matrix *w, const float *x, size_t tokens, float *y) {
+    const product p = {w, NULL, y};
+    run_matmul(d, (matmul_job){.what = ADD, .list = &p, .n = 1, .x = x, .tokens = tokens});
+}
+
+static void matmul_gate(device *d, activation act, const matrix *gate, const matrix *up, const float *x, size_t tokens,
+                        float *y) {
+    const product p = {gate, NULL, y};
+    run_matmul(d, (matmul_job){.what = GATE, .list = &p, .n = 1, .up = up, .act = act, .x = x, .tokens = tokens});
 }
 
 /* A job over rows of n floats each, cut into runs of whole rows. */
@@ -177,12 +214,11 @@ static void hadamard(device *d, float *x, size_t rows, size_t n) {
 /* A job over n elements. */
 typedef struct element_job {
     const cpu *c;
-    enum { GATE, ADD, SCALE } what;
+    enum { ADD_ELEMENTS, SCALE } what;
     float *y;
     const float *x;
     size_t n;
     float s;
-    activation act;
 } element_job;
 
 static void element_item(void *job, size_t item, size_t thread) {
@@ -190,10 +226,7 @@ static void element_item(void *job, size_t item, size_t thread) {
     const element_job *j = job;
     size_t begin = item * ELEMENTS_PER_ITEM, n = size_min(ELEMENTS_PER_ITEM, j->n - begin);
     switch (j->what) {
-    case GATE:
-        j->c->k->gate(j->act, j->y + begin, j->x + begin, n);
-        break;
-    case ADD:
+    case ADD_ELEMENTS:
         j->c->k->add(j->y + begin, j->x + begin, n);
         break;
     case SCALE:
@@ -207,12 +240,8 @@ static void run_elements(device *d, element_job job) {
     pool_run(job.c->pool, element_item, &job, (job.n + ELEMENTS_PER_ITEM - 1) / ELEMENTS_PER_ITEM);
 }
 
-static void gate(device *d, activation act, float *gate_values, const float *up, size_t n) {
-    run_elements(d, (element_job){.what = GATE, .y = gate_values, .x = up, .n = n, .act = act});
-}
-
 static void add(device *d, float *y, const float *x, size_t n) {
-    run_elements(d, (element_job){.what = ADD, .y = y, .x = x, .n = n});
+    run_elements(d, (element_job){.what = ADD_ELEMENTS, .y = y, .x = x, .n = n});
 }
 
 static void scale(device *d, float *y, float s, size_t n) {
@@ -421,8 +450,8 @@ static void cpu_close(device *d) {
 }
 
 static const device_ops cpu_ops = {
-    cpu_close, embed,    matmul, rms_norm,     rope,   gate,          add,
-    scale,     hadamard, append, attend_begin, attend, attend_finish, merge,
+    cpu_close, embed,    matmul, matmul_add,   matmul_gate, rms_norm,      rope,  add,
+    scale,     hadamard, append, attend_begin, attend,      attend_finish, merge,
 };
 
 rs_status cpu_open(const kernels *k, const cpu_buffers *buffers, pool *threads, device **out) {

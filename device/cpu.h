@@ -9,6 +9,7 @@
 typedef struct cpu_buffers {
     device_limits limits;
     size_t threads;
+    size_t matmul_floats;  /* of the scratch, for the matmul kernels; a part of a product follows */
     size_t scratch_floats; /* of one thread */
     float *scratch;        /* [threads, scratch_floats] */
     float *parts;          /* partial states of an attention split over pages */

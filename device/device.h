@@ -44,6 +44,13 @@ typedef struct append_args {
     kv_type kv;
 } append_args;
 
+/* A matrix that x is multiplied by: y [tokens, w.rows] = x [tokens, w.cols] . w^T + bias. */
+typedef struct product {
+    const matrix *w;
+    const float *bias; /* [w.rows] or NULL */
+    float *y;
+} product;
+
 typedef struct device device;
 typedef struct device_ops {
     void (*close)(device *d);
@@ -51,9 +58,15 @@ typedef struct device_ops {
     /* x [n, dim] = scale * table[tokens] */
     void (*embed)(device *d, const matrix *table, const int32_t *tokens, size_t n, float scale, float *x);
 
-    /* y [tokens, w.rows] = x [tokens, w.cols] . w^T + bias; bias [w.rows] or NULL. y_stride >= w.rows. */
-    void (*matmul)(device *d, const matrix *w, const float *bias, const float *x, size_t tokens, float *y,
-                   size_t y_stride);
+    /* n products of the same x. */
+    void (*matmul)(device *d, const product *list, size_t n, const float *x, size_t tokens);
+
+    /* y [tokens, w.rows] += x . w^T */
+    void (*matmul_add)(device *d, const matrix *w, const float *x, size_t tokens, float *y);
+
+    /* y [tokens, gate.rows] = act(x . gate^T) * (x . up^T) */
+    void (*matmul_gate)(device *d, activation act, const matrix *gate, const matrix *up, const float *x, size_t tokens,
+                        float *y);
 
     /* y = rms_norm(x) over each of `rows` runs of n; y may be x. */
     void (*rms_norm)(device *d, const float *x, const float *weight, float eps, float *y, size_t rows, size_t n);
@@ -62,7 +75,6 @@ typedef struct device_ops {
     void (*rope)(device *d, float *x, const float *cos, const float *sin, size_t rows, size_t heads, size_t head_dim,
                  size_t n_rot, rope_pairs pairs);
 
-    void (*gate)(device *d, activation act, float *gate, const float *up, size_t n);
     void (*add)(device *d, float *y, const float *x, size_t n);
     void (*scale)(device *d, float *y, float s, size_t n);
     void (*hadamard)(device *d, float *x, size_t rows, size_t n);

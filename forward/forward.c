@@ -76,7 +76,6 @@ void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t 
     b->sum = arena_take(a, rows * heads, f);
     b->lse = arena_take(a, rows * heads, f);
     b->gate = arena_take(a, rows * ffn, f);
-    b->up = arena_take(a, rows * ffn, f);
     for (int i = 0; i < (h->window > 0 ? 2 : 1); i++) {
         b->cosine[i] = arena_take(a, rows * pairs, f);
         b->sine[i] = arena_take(a, rows * pairs, f);
@@ -148,7 +147,7 @@ static rs_status output(forward *f) {
     if (range_count(own) > 0) {
         matrix slice = matrix_rows(&f->m->w->output, own.begin, own.end);
         f->d->ops->rms_norm(f->d, b->x, f->m->w->norm, h->norm_eps, b->h, 1, h->dim);
-        f->d->ops->matmul(f->d, &slice, NULL, b->h, 1, b->logits + own.begin, slice.rows);
+        f->d->ops->matmul(f->d, &(product){&slice, NULL, b->logits + own.begin}, 1, b->h, 1);
     }
     comm_part out[RS_RANKS_MAX] = {0}, in[RS_RANKS_MAX] = {0};
     if (f->rank != 0) out[0] = (comm_part){b->logits + own.begin, range_count(own) * sizeof(float)};

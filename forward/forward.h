@@ -33,7 +33,7 @@ typedef struct forward_buffers {
     float *q, *o;               /* [rows, heads, head_dim] */
     float *k, *v;               /* [rows, kv_heads, head_dim] */
     float *max, *sum, *lse;     /* [rows, heads] */
-    float *gate, *up;           /* [rows, ffn_dim] */
+    float *gate;                /* [rows, ffn_dim] */
     float *cosine[2], *sine[2]; /* [rows, rope_dims / 2] of global and local layers */
     int32_t *position, *token;  /* [rows] */
     uint8_t **page;             /* [rows] */

@@ -55,9 +55,8 @@ static rs_status project(forward *f, const layer_weights *l, uint32_t layer, boo
     float *q = gathers ? b->send : b->q;
     float *k = gathers ? q + rows * l->q.rows : b->k;
     float *v = gathers ? k + rows * l->k.rows : b->v;
-    op->matmul(f->d, &l->q, l->q_bias, b->h, rows, q, l->q.rows);
-    op->matmul(f->d, &l->k, l->k_bias, b->h, rows, k, l->k.rows);
-    op->matmul(f->d, &l->v, l->v_bias, b->h, rows, v, l->v.rows);
+    const product qkv[] = {{&l->q, l->q_bias, q}, {&l->k, l->k_bias, k}, {&l->v, l->v_bias, v}};
+    op->matmul(f->d, qkv, 3, b->h, rows);
     if (gathers) RS_TRY(gather_qkv(f));
     if (l->q_norm != NULL) {
         op->rms_norm(f->d, b->q, l->q_norm, h->norm_eps, b->q, rows * heads, h->head_dim);
@@ -88,13 +87,19 @@ static void append(forward *f, uint32_t layer) {
     f->d->ops->append(f->d, &args);
 }
 
-/* x += norm(y), y [rows, dim] being a block's output, or this rank's part of it. */
-static rs_status add_block(forward *f, const float *post_norm, bool sums) {
+/* x += norm(in . w^T), the end of a block; where ranks hold parts of w, these give parts of a sum. */
+static rs_status add_block(forward *f, const matrix *w, const float *in, const float *post_norm, bool sums) {
     const hparams *h = f->m->h;
+    const device_ops *op = f->d->ops;
     forward_buffers *b = &f->b;
+    if (!sums && post_norm == NULL) {
+        op->matmul_add(f->d, w, in, f->rows, b->x);
+        return RS_OK;
+    }
+    op->matmul(f->d, &(product){w, NULL, b->y}, 1, in, f->rows); /* [rows, dim] */
     if (sums) RS_TRY(comm_reduce(f->c, b->y, f->rows * h->dim, b->receive, b->reduce_floats));
-    if (post_norm != NULL) f->d->ops->rms_norm(f->d, b->y, post_norm, h->norm_eps, b->y, f->rows, h->dim);
-    f->d->ops->add(f->d, b->x, b->y, f->rows * h->dim);
+    if (post_norm != NULL) op->rms_norm(f->d, b->y, post_norm, h->norm_eps, b->y, f->rows, h->dim);
+    op->add(f->d, b->x, b->y, f->rows * h->dim);
     return RS_OK;
 }
 
@@ -112,13 +117,9 @@ rs_status layer_run(forward *f, const step *s, uint32_t layer, bool spread) {
     RS_TRY(project(f, &l, layer, spread)); /* q [rows, heads, head_dim], k, v [rows, kv_heads, head_dim] */
     append(f, layer);
     RS_TRY(attention_run(f, s, layer, spread, &o)); /* [rows, heads of l.o, head_dim] */
-    op->matmul(f->d, &l.o, NULL, o, f->rows, b->y, h->dim);
-    RS_TRY(add_block(f, l.attn_post_norm, cut->o_sliced && !spread));
+    RS_TRY(add_block(f, &l.o, o, l.attn_post_norm, cut->o_sliced && !spread));
 
     op->rms_norm(f->d, b->x, l.ffn_norm, h->norm_eps, b->h, f->rows, h->dim);
-    op->matmul(f->d, &l.gate, NULL, b->h, f->rows, b->gate, l.gate.rows);
-    op->matmul(f->d, &l.up, NULL, b->h, f->rows, b->up, l.up.rows);
-    op->gate(f->d, h->arch->act, b->gate, b->up, f->rows * l.up.rows);
-    op->matmul(f->d, &l.down, NULL, b->gate, f->rows, b->y, h->dim);
-    return add_block(f, l.ffn_post_norm, cut->ffn_sliced && !spread);
+    op->matmul_gate(f->d, h->arch->act, &l.gate, &l.up, b->h, f->rows, b->gate); /* [rows, ffn_dim or a part] */
+    return add_block(f, &l.down, b->gate, l.ffn_post_norm, cut->ffn_sliced && !spread);
 }

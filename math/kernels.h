@@ -15,7 +15,7 @@
 
 enum {
     PAGE_TOKENS = 64, /* tokens of a KV page */
-    MATMUL_ROWS = 32, /* callers split a matmul over threads in runs of this many rows (the last may be shorter) */
+    MATMUL_ROWS = 32, /* callers split a matmul over threads in runs of up to this many rows */
     HEAD_DIM_MAX = 512,
     PROBE_BLOCK = 64 * 1024, /* bytes that the read probe takes at a time */
 };

@@ -6,6 +6,9 @@
 
 enum {
     PRODUCT_K = 256,  /* columns of w expanded at a time: a multiple of every block, small enough for L1 */
+    FEW_TOKENS = 8,   /* up to so many tokens, packed weights are multiplied as they are read */
+    FEW_ROWS = 4,     /* at most so many rows of w at once then */
+    GROUP = 32,       /* values that are unpacked together then */
     LANES_MAX = 16,   /* floats in the widest vector that a set may use */
     HALF_MAX = 65504, /* largest finite half: where quantised scales saturate */
     PLANE_BLOCK = 32, /* quantised rows are a multiple of so many values long */

@@ -6,11 +6,9 @@
 #ifndef RS_MATH_SIMD_PRODUCT_H
 #define RS_MATH_SIMD_PRODUCT_H
 
-#include "math/simd_expand.h"
+#include "math/simd_few.h"
 
 enum {
-    FEW_TOKENS = 8,
-    FEW_ROWS = 4,
     PANEL = 2 * LANES, /* rows of a panel */
     /* Tokens of a register block: two accumulators each, of 32 or 16 registers; NEON takes one more for its x. */
     TILE = LANES == 16 ? 12 : 6 + 2 * NEON,
@@ -18,64 +16,6 @@ enum {
 
 INLINE void expand_row(const matrix *w, size_t row, size_t k0, float *dst, size_t n) {
     expand(w->format, w->data + row * w->row_bytes + format_bytes(w->format, k0), dst, n);
-}
-
-/* acc[t][r] += w[r][0..n) * x[t][0..n) along the lanes; the last n % LANES columns go to tail[t][r]. */
-INLINE void dot_tile(int tokens, const float *w, const float *x, size_t x_stride, size_t n, vf (*acc)[FEW_ROWS],
-                     float (*tail)[FEW_ROWS]) {
-    vf sum[3][FEW_ROWS];
-    for (int t = 0; t < tokens; t++) {
-        for (int r = 0; r < FEW_ROWS; r++) sum[t][r] = acc[t][r];
-    }
-    size_t k = 0;
-    for (; k + LANES <= n; k += LANES) {
-        vf v[3];
-        for (int t = 0; t < tokens; t++) v[t] = load(x + (size_t)t * x_stride + k);
-        for (int r = 0; r < FEW_ROWS; r++) {
-            vf row = load(w + r * PRODUCT_K + k);
-            for (int t = 0; t < tokens; t++) sum[t][r] += row * v[t];
-        }
-    }
-    for (int t = 0; t < tokens; t++) {
-        for (int r = 0; r < FEW_ROWS; r++) acc[t][r] = sum[t][r];
-    }
-    for (; k < n; k++) {
-        for (int t = 0; t < tokens; t++) {
-            for (int r = 0; r < FEW_ROWS; r++) tail[t][r] += w[r * PRODUCT_K + k] * x[(size_t)t * x_stride + k];
-        }
-    }
-}
-
-/* y[t * y_stride + r] = row r of w times x row t, for r in [row_begin, row_end) and up to FEW_TOKENS tokens. */
-static void product_few(const matrix *w, size_t row_begin, size_t row_end, const float *x, size_t x_stride,
-                        size_t tokens, float *y, size_t y_stride, float *scratch) {
-    if (row_end - row_begin < FEW_ROWS) memset(scratch, 0, FEW_ROWS * PRODUCT_K * sizeof *scratch);
-    for (size_t row = row_begin; row < row_end; row += FEW_ROWS) {
-        size_t rows = row_end - row < FEW_ROWS ? row_end - row : FEW_ROWS;
-        vf acc[FEW_TOKENS][FEW_ROWS] = {0};
-        float tail[FEW_TOKENS][FEW_ROWS] = {0};
-        for (size_t k0 = 0; k0 < w->cols; k0 += PRODUCT_K) {
-            size_t n = w->cols - k0 < PRODUCT_K ? w->cols - k0 : PRODUCT_K;
-            for (size_t r = 0; r < rows; r++) expand_row(w, row + r, k0, scratch + r * PRODUCT_K, n);
-            for (size_t t = 0; t < tokens;) {
-                size_t left = tokens - t;
-                const float *from = x + t * x_stride + k0;
-                if (left == 1) {
-                    dot_tile(1, scratch, from, x_stride, n, acc + t, tail + t);
-                    t += 1;
-                } else if (left == 2 || left == 4) {
-                    dot_tile(2, scratch, from, x_stride, n, acc + t, tail + t);
-                    t += 2;
-                } else {
-                    dot_tile(3, scratch, from, x_stride, n, acc + t, tail + t);
-                    t += 3;
-                }
-            }
-        }
-        for (size_t t = 0; t < tokens; t++) {
-            for (size_t r = 0; r < rows; r++) y[t * y_stride + row + r] = sum_lanes(acc[t][r]) + tail[t][r];
-        }
-    }
 }
 
 /* y[t][0..PANEL) = (or +=) sum over k of x[t][k] * panel[k][0..PANEL), for a constant number of tokens. */

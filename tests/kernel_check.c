@@ -206,7 +206,7 @@ static void check_matmul_case(const kernels *k, const matmul_case *c) {
 }
 
 static void check_matmul(const kernels *k) {
-    static const size_t tokens[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 17}, rows[] = {1, 4, 31, 33, 70};
+    static const size_t tokens[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17}, rows[] = {1, 4, 31, 33, 70};
     static const size_t odd_cols[] = {0, 1, 7, 33, 257}, block_cols[] = {32, 256, 288, 576}, k_cols[] = {256, 768};
     int f;
     for (size_t i = 0; (f = format_nth(i)) >= 0; i++) {
@@ -223,6 +223,14 @@ static void check_matmul(const kernels *k) {
                 check_matmul_case(k, &c);
             }
         }
+    }
+    for (size_t t = 0; t < 9; t++) { /* Columns that go through in several runs. */
+        matmul_case c = {FORMAT_Q8_0, 37, t < 2 ? 4128 : 2112, t + 1, 0, 37, VALUES_NORMAL};
+        check_matmul_case(k, &c);
+        c.f = FORMAT_F16, c.cols += 5, c.row_begin = 3;
+        check_matmul_case(k, &c);
+        c.f = FORMAT_Q6_K, c.cols = t < 2 ? 4352 : 2304;
+        check_matmul_case(k, &c);
     }
     matmul_case nothing = {FORMAT_Q8_0, 40, 64, 3, 7, 7, VALUES_NORMAL};
     check_matmul_case(k, &nothing);
