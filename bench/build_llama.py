@@ -84,7 +84,7 @@ def build(source, folder, portable, jobs):
     (folder / "bin/VERSION").write_text(name_version(source) + "\n")
 
 
-def pack(folder, archive):
+def pack(source, folder, archive):
     """Everything under one folder `llama`: the program finds its libraries beside itself."""
     with tarfile.open(archive, "w:gz") as out:
         for path in sorted((folder / "bin").iterdir()):
@@ -92,7 +92,7 @@ def pack(folder, archive):
         for name in SYSTEM_LIBRARIES:
             path = subprocess.run(["gcc", f"-print-file-name={name}"], check=True, capture_output=True, text=True)
             out.add(pathlib.Path(path.stdout.strip()).resolve(), f"llama/{name}")
-        out.add(next(folder.parent.glob("source/vendor/llama.cpp/LICENSE"), ROOT / "LICENSE"), "llama/LICENSE")
+        out.add(source / "LICENSE", "llama/LICENSE")
     print(archive, f"{pathlib.Path(archive).stat().st_size / 1e6:.1f} MB")
 
 
@@ -110,7 +110,7 @@ def main():
         keep_variants(source, options.variants.split(","))
     build(source, folder, options.portable, options.jobs)
     if options.portable:
-        pack(folder, options.portable)
+        pack(source, folder, options.portable)
     else:
         print(folder / "bin/llama_time")
 
