@@ -20,6 +20,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -67,8 +68,10 @@ def read_bandwidth(options):
     """(bytes per second that all threads read, who measured it)."""
     help_text = subprocess.run([options.program, "--help"], capture_output=True, text=True).stdout
     if "probe" in help_text:
-        call = [options.program, "probe", "--json", "--threads", str(options.threads)]
-        answer = subprocess.run(call, stdout=subprocess.PIPE)
+        with tempfile.TemporaryDirectory() as folder:  # The planner's profile is not ours to replace.
+            call = [options.program, "probe", "--json", "-q", "-o", f"{folder}/machine.json", "--threads",
+                    str(options.threads)]
+            answer = subprocess.run(call, stdout=subprocess.PIPE)
         if answer.returncode == 0:
             return json.loads(answer.stdout)["all_threads"]["read_bytes_per_s"]["median"], "ringspan probe"
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
