@@ -1,7 +1,7 @@
 /* spin.h: waiting awake for a moment. Going to sleep and being woken costs tens of microseconds, more than most waits
  * between the threads of one token. A thread with a core to itself pauses it; one that shares it yields it at every
- * turn, for it may be what the awaited one needs. Other programs share cores too, and nobody says so: a wait that turns
- * out long makes the next one sleep sooner. */
+ * turn, for it may be what the awaited one needs. (A limit that shrank after long waits was tried: on virtual machines,
+ * where waking takes 0.1 ms, it stuck at sleeping in every wait and doubled the time of a token.) */
 #ifndef RS_BASE_SPIN_H
 #define RS_BASE_SPIN_H
 
@@ -10,21 +10,21 @@
 
 #include "base/clock.h"
 
-/* Longer than the gaps between the operations of one token, shorter than anybody would call busy. */
-static const double SPIN_MOST_S = 200e-6, SPIN_LEAST_S = 3e-6;
+/* Longer than the gaps between the operations of one token, shorter than anybody would call busy; less where awaited
+ * threads may need the core. */
+static const double SPIN_ROOMY_S = 1e-3, SPIN_CROWDED_S = 200e-6;
 
 /* One waiter's habit, made by spin_habit. A wait is `while (!ready() && spin_on(&s)) continue;`, then, unless ready,
  * sleep, then spin_end. */
 typedef struct spin {
     bool roomy;
-    double limit_s; /* of waiting awake */
     double begin_s; /* of this wait; 0 before the clock was read */
     unsigned turns;
 } spin;
 
 /* `roomy`: the thread has a core to itself. */
 static inline spin spin_habit(bool roomy) {
-    return (spin){.roomy = roomy, .limit_s = SPIN_MOST_S};
+    return (spin){.roomy = roomy};
 }
 
 /* Pauses for some tens of nanoseconds, or lets others run; false when it is time to sleep. */
@@ -42,14 +42,11 @@ static inline bool spin_on(spin *s) {
     }
     double now = clock_s();
     if (s->begin_s == 0.0) s->begin_s = now;
-    return now - s->begin_s < s->limit_s;
+    return now - s->begin_s < (s->roomy ? SPIN_ROOMY_S : SPIN_CROWDED_S);
 }
 
-/* Learns from a wait that is over, asleep or awake. */
+/* After every wait, asleep or awake. */
 static inline void spin_end(spin *s) {
-    bool brief = s->begin_s == 0.0 || clock_s() - s->begin_s < SPIN_MOST_S;
-    double limit = brief ? 2.0 * s->limit_s : 0.25 * s->limit_s;
-    s->limit_s = limit > SPIN_MOST_S ? SPIN_MOST_S : limit < SPIN_LEAST_S ? SPIN_LEAST_S : limit;
     s->begin_s = 0.0;
     s->turns = 0;
 }

@@ -17,7 +17,11 @@ enum {
 #else
     FEW_BLOCK = 4,
     SUMS_OF_HALVES = 12, /* of 16 registers */
+#ifdef __AVXVNNI__
+    SUMS_OF_BYTES = 12, /* products need no registers, but more sums to hide their latency */
+#else
     SUMS_OF_BYTES = 8,
+#endif
 #endif
     WEIGHT_MAX = 32767,
 };
@@ -126,15 +130,20 @@ INLINE vi value_pair(const rs_kv_format kv, vi x, const int p) {
     return (vi)(p == last ? s : s & (uint16_t)(kv == RS_KV_Q8_0 ? 255 : 15));
 }
 
-/* acc + the products of both 16-bit halves of each lane. */
+/* acc + the products of both 16-bit halves of each lane. The empty statement keeps gcc from adding products to each other
+ * first, for which it would run out of registers. */
 INLINE vi dot_pairs(vi acc, vi x, vi w) {
 #if defined(__AVX512VNNI__) && LANES == 16
     return (vi)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)x, (__m512i)w);
+#elif defined(__AVX512BW__) && LANES == 16
+    acc += (vi)_mm512_madd_epi16((__m512i)x, (__m512i)w);
+    __asm__("" : "+v"(acc));
+    return acc;
 #elif defined(__AVXVNNI__) && LANES == 8
     return (vi)_mm256_dpwssd_avx_epi32((__m256i)acc, (__m256i)x, (__m256i)w);
 #elif defined(__AVX2__) && LANES == 8
     acc += (vi)_mm256_madd_epi16((__m256i)x, (__m256i)w);
-    __asm__("" : "+x"(acc)); /* Else gcc adds products to each other first, and runs out of registers. */
+    __asm__("" : "+x"(acc));
     return acc;
 #elif defined(__SSE2__) && LANES == 4
     return (vi)_mm_add_epi32((__m128i)acc, _mm_madd_epi16((__m128i)x, (__m128i)w));
