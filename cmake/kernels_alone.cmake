@@ -1,6 +1,6 @@
 # kernel_check and what it needs, for a processor that the libraries of the other layers are not installed for. A test
 # for each set, since an emulator is slow and they run side by side. Target `checks` builds the program.
-add_library(rs_base STATIC base/status.c)   # All that math/ takes from base/.
+add_library(rs_base STATIC base/clock.c base/status.c)   # All that math/ and kernel_check take from base/.
 layer(math rs_base m)
 include(cmake/kernels.cmake)
 
