@@ -1,8 +1,8 @@
 /* kernels.h: the table of compute kernels, one row per instruction set.
  *
  * "ref" accumulates in double and is never optimised: it is the meaning. "portable" is plain C in float, "avx2" and
- * "avx512" are the same for wider vectors, "neon" for 64-bit ARM. Every set is compared with ref, and timed, by
- * tests/kernel_check.
+ * "avx512" are the same for wider vectors, "neon", "neon_dot" (with dot products of bytes) and "neon_i8mm" (with
+ * products of 8-bit matrices) for 64-bit ARM. Every set is compared with ref, and timed, by tests/kernel_check.
  * Kernels run on one thread, allocate nothing and have no state; who splits the work over threads is device/cpu.
  * All float arrays are 4-byte aligned at least; lengths may be any value >= 0 unless said. */
 #ifndef RS_MATH_KERNELS_H
