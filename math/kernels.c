@@ -80,7 +80,7 @@ size_t kv_plane_bytes(rs_kv_format kv, size_t head_dim) {
 
 size_t matmul_scratch_floats(size_t cols) {
     /* Few tokens: their rows, padded to whole groups. Many: panels of PRODUCT_K columns whatever their number. */
-    size_t few = (cols + GROUP - 1) / GROUP * GROUP * FEW_TOKENS + FEW_ROWS * PRODUCT_K;
+    size_t few = (cols + GROUP - 1) / GROUP * (GROUP + LANES_MAX) * FEW_TOKENS + FEW_ROWS * PRODUCT_K;
     size_t many = (MATMUL_ROWS + LANES_MAX) * PRODUCT_K;
     return few > many ? few : many;
 }

@@ -90,7 +90,7 @@ static void weigh_few(const attend_head_args *a, const few *f, size_t row) {
 }
 
 /* A loop of its own for each number of rows that is compiled. */
-#define FEW_ROWS_4(call)                                                                                               \
+#define ROWS_TO_4(call)                                                                                                \
     case 1:                                                                                                            \
         call(1);                                                                                                       \
         break;                                                                                                         \
@@ -104,9 +104,9 @@ static void weigh_few(const attend_head_args *a, const few *f, size_t row) {
         call(4);                                                                                                       \
         break;
 #if LANES == 16
-#define FEW_ROWS(rows, call)                                                                                           \
+#define EACH_ROWS(rows, call)                                                                                          \
     switch (rows) {                                                                                                    \
-        FEW_ROWS_4(call)                                                                                               \
+        ROWS_TO_4(call)                                                                                                \
     case 5:                                                                                                            \
         call(5);                                                                                                       \
         break;                                                                                                         \
@@ -121,8 +121,8 @@ static void weigh_few(const attend_head_args *a, const few *f, size_t row) {
         break;                                                                                                         \
     }
 #else
-#define FEW_ROWS(rows, call)                                                                                           \
-    switch (rows) { FEW_ROWS_4(call) }
+#define EACH_ROWS(rows, call)                                                                                          \
+    switch (rows) { ROWS_TO_4(call) }
 #endif
 
 static void score_block(int rows, const attend_head_args *a, const few *f, size_t row, const uint8_t *k,
@@ -131,11 +131,11 @@ static void score_block(int rows, const attend_head_args *a, const few *f, size_
 #define BYTES(n) score_bytes(RS_KV_Q8_0, n, a, f, row, k, ahead)
 #define NIBBLES(n) score_bytes(RS_KV_Q4_0, n, a, f, row, k, ahead)
     if (a->k_format == RS_KV_F16) {
-        FEW_ROWS(rows, HALVES)
+        EACH_ROWS(rows, HALVES)
     } else if (a->k_format == RS_KV_Q8_0) {
-        FEW_ROWS(rows, BYTES)
+        EACH_ROWS(rows, BYTES)
     } else {
-        FEW_ROWS(rows, NIBBLES)
+        EACH_ROWS(rows, NIBBLES)
     }
 #undef HALVES
 #undef BYTES
@@ -148,18 +148,18 @@ static void value_block(int rows, const attend_head_args *a, const few *f, size_
 #define BYTES(n) value_bytes(RS_KV_Q8_0, n, a, f, row, v, tokens, ahead)
 #define NIBBLES(n) value_bytes(RS_KV_Q4_0, n, a, f, row, v, tokens, ahead)
     if (a->v_format == RS_KV_F16) {
-        FEW_ROWS(rows, HALVES)
+        EACH_ROWS(rows, HALVES)
     } else if (a->v_format == RS_KV_Q8_0) {
-        FEW_ROWS(rows, BYTES)
+        EACH_ROWS(rows, BYTES)
     } else {
-        FEW_ROWS(rows, NIBBLES)
+        EACH_ROWS(rows, NIBBLES)
     }
 #undef HALVES
 #undef BYTES
 #undef NIBBLES
 }
-#undef FEW_ROWS
-#undef FEW_ROWS_4
+#undef EACH_ROWS
+#undef ROWS_TO_4
 
 /* ahead: bytes to the page that follows, or 0. The first block of rows fetches it. */
 static void attend_few(const attend_head_args *a, const few *f, const page_ref *page, sight seen, ptrdiff_t ahead) {

@@ -1,21 +1,19 @@
 /* simd_few.h: products of packed weights with one to eight rows of floats, as decode needs them: at memory speed.
  *
- * Of the formats that matter, groups of 32 weights are unpacked and scaled in registers and meet every row of x there:
- * nothing but the packed bytes is read and nothing is written. value = q * d + m with q unsigned (signed in Q8_0): the
- * offsets of the formats are part of m, and since d * q fits a float, these are the bits that expand gives (but for
- * the sign of zeros). */
+ * Of the formats that matter, groups of 32 weights are unpacked in registers and meet every row of x there: nothing but
+ * the packed bytes is read and nothing is written. A weight is q * d + m, with q whole. With one or two rows of x, d
+ * and m meet the sums of a group, sum(q x) and sum(x), so that a weight costs its conversion and a multiply-add for
+ * each row; with more rows the weights are scaled first. */
 #ifndef RS_MATH_SIMD_FEW_H
 #define RS_MATH_SIMD_FEW_H
 
 #include "math/simd_expand.h"
 
 enum {
-    FEW_SUMS = 8,        /* accumulators: at most so many tokens x rows */
-    FEW_X_FLOATS = 4096, /* of x that stay in L1 */
+    FEW_SUMS = 8,            /* accumulators: at most so many tokens x rows */
+    FEW_X_FLOATS = 4096,     /* of x that stay in L1 */
+    X_GROUP = GROUP + LANES, /* floats of a packed group of x */
 };
-
-typedef uint8_t vq __attribute__((vector_size(GROUP)));
-typedef uint16_t vq_pairs __attribute__((vector_size(GROUP)));
 
 /* d and m of a block's runs of values_per_scale. */
 typedef struct scales {
@@ -67,7 +65,6 @@ INLINE void scales_of(format f, const uint8_t *block, scales *s) {
     case FORMAT_Q6_K:
         s->d[0] = half_at(block + 208);
         for (int j = 15; j >= 0; j--) s->d[j] = s->d[0] * (float)(int8_t)block[192 + j];
-        for (int j = 0; j < 16; j++) s->m[j] = -32 * s->d[j];
         break;
     case FORMAT_Q4_1:
         s->d[0] = half_at(block);
@@ -80,106 +77,97 @@ INLINE void scales_of(format f, const uint8_t *block, scales *s) {
     }
 }
 
-INLINE vq load_group(const uint8_t *src) {
-    vq v;
-    memcpy(&v, src, sizeof v);
-    return v;
-}
-
-/* Bytes [i * LANES, (i + 1) * LANES) of a group as integers. */
-INLINE vi widen(vq v, int i) {
-#if defined(__AVX2__) && LANES == 8
-    __m128i half = i < 2 ? _mm256_castsi256_si128((__m256i)v) : _mm256_extracti128_si256((__m256i)v, 1);
-    return (vi)_mm256_cvtepu8_epi32(i % 2 == 0 ? half : _mm_srli_si128(half, 8));
-#elif defined(__AVX512F__) && LANES == 16
-    return (vi)_mm512_cvtepu8_epi32(i == 0 ? _mm256_castsi256_si128((__m256i)v)
-                                           : _mm256_extracti128_si256((__m256i)v, 1));
+#if LANES == 16
+static const vu lane_numbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif LANES == 8
+static const vu lane_numbers = {0, 1, 2, 3, 4, 5, 6, 7};
 #else
-    uint8_t bytes[GROUP];
-    memcpy(bytes, &v, sizeof bytes);
-    return load_u8(bytes + i * LANES);
+static const vu lane_numbers = {0, 1, 2, 3};
 #endif
+
+/* Does the format have an m, an offset included? */
+INLINE bool has_minimum(format f) {
+    return is_scaled(f) && f != FORMAT_Q8_0 && f != FORMAT_Q6_K;
 }
 
-/* Bytes shifted right; what comes in from the neighbour must be masked off. */
-INLINE vq shift_right(vq v, int bits) {
-    return (vq)((vq_pairs)v >> bits);
-}
-
-INLINE vq join(vb low, vb high) {
-    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20,
-                                   21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31);
-}
-
-/* 16 bytes' low nibbles, then their high nibbles. */
-INLINE vq nibbles(const uint8_t *src) {
-    vb v = load_bytes(src);
-    return join(v & 15, v >> 4);
-}
-
-/* 16 where bit i % 8 of byte i / 8 is set, else 0. */
-INLINE vq fifth_bits(const uint8_t *src) {
-    const vq each_bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128,
-                         1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-    typedef uint64_t quarters __attribute__((vector_size(GROUP)));
-    const uint64_t ones = 0x0101010101010101; /* Multiplying repeats a byte eight times. */
-    vq bytes = (vq)(quarters){src[0] * ones, src[1] * ones, src[2] * ones, src[3] * ones};
-    return (vq)((bytes & each_bit) != 0) & 16;
-}
-
-/* Group g of the part'th groups_together(f) of a block. */
-INLINE vq unpack_group(format f, const uint8_t *block, int part, int g) {
+/* Vector i of group g of the part'th groups_together(f) of a block, as floats: q of the scaled formats. */
+INLINE vf quants_of(format f, const uint8_t *block, int part, int g, int i) {
+    const int at = i * LANES;
+    vi low, high;
+    uint32_t bits;
     switch (f) {
+    case FORMAT_F32:
+        return load((const float *)(const void *)block + at);
+    case FORMAT_F16:
+        return load_half(block + 2 * at);
+    case FORMAT_BF16:
+        return (vf)(load_u16(block + 2 * at) << 16);
+    case FORMAT_Q8_0:
+        return to_float(load_i8(block + 2 + at));
     case FORMAT_Q4_0:
-        return nibbles(block + 2);
     case FORMAT_Q4_1:
-        return nibbles(block + 4);
+        low = load_u8(block + (f == FORMAT_Q4_0 ? 2 : 4) + at % 16);
+        return to_float(at < 16 ? low & 15 : low >> 4);
     case FORMAT_Q5_0:
-        return nibbles(block + 6) | fifth_bits(block + 2);
+        memcpy(&bits, block + 2, sizeof bits);
+        high = (vi)((bits - (vu){0}) >> (lane_numbers + (uint32_t)at) << 4 & 16);
+        low = load_u8(block + 6 + at % 16);
+        return to_float((at < 16 ? low & 15 : low >> 4) | high);
     case FORMAT_Q4_K:
-        return shift_right(load_group(block + 16 + 32 * part), 4 * g) & 15;
-    case FORMAT_Q5_K: {
-        vq bit = (vq){0} + (uint8_t)(1 << (2 * part + g));
-        vq fifth = (vq)((load_group(block + 16) & bit) != 0) & 16;
-        return (shift_right(load_group(block + 48 + 32 * part), 4 * g) & 15) | fifth;
-    }
-    default: { /* FORMAT_Q6_K */
-        vq low = shift_right(load_group(block + 64 * part + g % 2 * 32), g / 2 * 4) & 15;
-        vq_pairs high = (vq_pairs)load_group(block + 128 + 32 * part);
-        return low | ((vq)(g < 2 ? high << (4 - 2 * g) : high >> (2 * g - 4)) & 48);
-    }
+        low = load_u8(block + 16 + 32 * part + at);
+        return to_float(g == 0 ? low & 15 : low >> 4);
+    case FORMAT_Q5_K:
+        low = load_u8(block + 48 + 32 * part + at);
+        high = load_u8(block + 16 + at) >> (2 * part + g) << 4 & 16;
+        return to_float((g == 0 ? low & 15 : low >> 4) | high);
+    default: /* FORMAT_Q6_K */
+        low = load_u8(block + 64 * part + g % 2 * 32 + at);
+        high = load_u8(block + 128 + 32 * part + at);
+        high = (g < 2 ? high << (4 - 2 * g) : high >> (2 * g - 4)) & 48;
+        return to_float(((g < 2 ? low & 15 : low >> 4) | high) - 32);
     }
 }
 
-/* A row's group in floats. */
-INLINE void weights_of(format f, const uint8_t *block, int part, int g, const scales *s, vf w[GROUP / LANES]) {
-    int first = (part * groups_together(f) + g) * (GROUP / values_per_scale(f));
-    vq q = {0};
-    if (is_scaled(f) && f != FORMAT_Q8_0) q = unpack_group(f, block, part, g);
+/* sum[t * rows] += one group of a row times the same columns of x: first sums of q x, then the scales. */
+INLINE void few_group_sums(format f, int tokens, int rows, const uint8_t *block, int part, int g, const scales *s,
+                           const float *x, vf *sum) {
+    const int runs = GROUP / values_per_scale(f), vectors = GROUP / LANES / runs;
+    const int first = (part * groups_together(f) + g) * runs;
+#pragma GCC unroll 2
+    for (int j = 0; j < runs; j++) {
+        vf inner[2];
 #pragma GCC unroll 8
-    for (int i = 0; i < GROUP / LANES; i++) {
-        int at = first + i * LANES / values_per_scale(f);
-        switch (f) {
-        case FORMAT_F32:
-            memcpy(&w[i], block + 4 * i * LANES, sizeof w[i]);
-            break;
-        case FORMAT_F16:
-            w[i] = load_half(block + 2 * i * LANES);
-            break;
-        case FORMAT_BF16:
-            w[i] = (vf)(load_u16(block + 2 * i * LANES) << 16);
-            break;
-        case FORMAT_Q8_0:
-            w[i] = to_float(load_i8(block + 2 + i * LANES)) * s->d[0];
-            break;
-        default:
-            w[i] = to_float(widen(q, i)) * s->d[at] + s->m[at];
-            break;
+        for (int i = 0; i < vectors; i++) {
+            vf q = quants_of(f, block, part, g, j * vectors + i);
+#pragma GCC unroll 2
+            for (int t = 0; t < tokens; t++) {
+                vf product = q * load(x + t * X_GROUP + (j * vectors + i) * LANES);
+                inner[t] = i == 0 ? product : inner[t] + product;
+            }
+        }
+#pragma GCC unroll 2
+        for (int t = 0; t < tokens; t++) {
+            sum[t * rows] += is_scaled(f) ? inner[t] * s->d[first + j] : inner[t];
+            if (has_minimum(f)) sum[t * rows] += load(x + t * X_GROUP + GROUP) * s->m[first + j];
         }
     }
 }
 
-/* sum[t * rows + r] += one block of each row times the same columns of x [groups][tokens][GROUP]. */
+/* The same with the weights scaled first. */
+INLINE void few_group_scaled(format f, int tokens, int rows, const uint8_t *block, int part, int g, const scales *s,
+                             const float *x, vf *sum) {
+    const int first = (part * groups_together(f) + g) * (GROUP / values_per_scale(f));
+#pragma GCC unroll 8
+    for (int i = 0; i < GROUP / LANES; i++) {
+        vf w = quants_of(f, block, part, g, i);
+        if (is_scaled(f)) w *= s->d[first + i * LANES / values_per_scale(f)];
+        if (has_minimum(f)) w += s->m[first];
+#pragma GCC unroll 8
+        for (int t = 0; t < tokens; t++) sum[t * rows] += w * load(x + t * X_GROUP + i * LANES);
+    }
+}
+
+/* sum[t * rows + r] += one block of each row times the same columns of x [groups][tokens][X_GROUP]. */
 INLINE void few_block(format f, int tokens, int rows, const uint8_t *const *block, const float *x, vf *sum) {
     scales s[FEW_SUMS];
 #pragma GCC unroll 4
@@ -189,15 +177,13 @@ INLINE void few_block(format f, int tokens, int rows, const uint8_t *const *bloc
     int parts = has_superblocks(f) ? 8 / groups_together(f) : 1;
     for (int part = 0; part < parts; part++) {
 #pragma GCC unroll 4
-        for (int g = 0; g < groups_together(f); g++, x += tokens * GROUP) {
+        for (int g = 0; g < groups_together(f); g++, x += tokens * X_GROUP) {
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
-                vf w[GROUP / LANES];
-                weights_of(f, block[r], part, g, &s[r], w);
-#pragma GCC unroll 8
-                for (int i = 0; i < GROUP / LANES; i++) {
-#pragma GCC unroll 8
-                    for (int t = 0; t < tokens; t++) sum[t * rows + r] += w[i] * load(x + t * GROUP + i * LANES);
+                if (tokens <= 2) {
+                    few_group_sums(f, tokens, rows, block[r], part, g, &s[r], x, sum + r);
+                } else {
+                    few_group_scaled(f, tokens, rows, block[r], part, g, &s[r], x, sum + r);
                 }
             }
         }
@@ -230,7 +216,7 @@ INLINE void few_columns(format f, int tokens, int rows, const uint8_t *data, siz
         for (int r = 0; r < rows; r++) {
             block[r] = data + (at + (size_t)r < n_rows ? at + (size_t)r : n_rows - 1) * row_bytes;
         }
-        for (size_t b = 0; b < blocks; b++, from += values * (size_t)tokens) {
+        for (size_t b = 0; b < blocks; b++, from += values / GROUP * X_GROUP * (size_t)tokens) {
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
                 for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(block[r] + ahead + line);
@@ -259,7 +245,7 @@ INLINE void few_expanded(format f, int tokens, int rows, const uint8_t *data, si
 /* A run of columns of x stays in L1 while all rows of w pass. */
 INLINE void few_tile(format f, bool direct, int tokens, int rows, const matrix *w, size_t row_begin, size_t row_end,
                      size_t n_x, float *y, size_t y_stride, float *scratch) {
-    size_t run = direct ? FEW_X_FLOATS / (size_t)tokens : PRODUCT_K;
+    size_t run = direct ? FEW_X_FLOATS / (size_t)tokens : PRODUCT_K; /* of columns, whole groups */
     float *lines = scratch, *x = scratch + FEW_ROWS * PRODUCT_K;
     for (size_t first = row_begin; first < row_end; first += MATMUL_ROWS) {
         size_t n_rows = row_end - first < MATMUL_ROWS ? row_end - first : MATMUL_ROWS;
@@ -267,7 +253,7 @@ INLINE void few_tile(format f, bool direct, int tokens, int rows, const matrix *
         for (size_t k = 0; k < w->cols; k += run) {
             size_t n = w->cols - k < run ? w->cols - k : run;
             const uint8_t *data = w->data + first * w->row_bytes + format_bytes(f, k);
-            const float *from = x + k * (size_t)tokens;
+            const float *from = x + k / GROUP * X_GROUP * (size_t)tokens;
             if (direct) {
                 few_columns(f, tokens, rows, data, w->row_bytes, n_rows, n, k == 0, from, sums);
             } else {
@@ -281,14 +267,17 @@ INLINE void few_tile(format f, bool direct, int tokens, int rows, const matrix *
     }
 }
 
-/* Copies n_x rows to [groups][tokens][GROUP], zeros where there are none: rows a power of two apart would fall into
- * the same cache sets. */
+/* Copies n_x rows to [groups][tokens][X_GROUP], each group with the sums of its vectors behind it; zeros where there
+ * are no rows. (Rows a power of two apart would fall into the same cache sets.) */
 static void pack_x(const float *x, size_t x_stride, size_t n_x, size_t cols, size_t tokens, float *packed) {
     for (size_t k = 0; k < cols; k += GROUP) {
         size_t n = cols - k < GROUP ? cols - k : GROUP;
-        for (size_t t = 0; t < tokens; t++, packed += GROUP) {
+        for (size_t t = 0; t < tokens; t++, packed += X_GROUP) {
             if (t >= n_x || n < GROUP) memset(packed, 0, GROUP * sizeof *packed);
             if (t < n_x) memcpy(packed, x + t * x_stride + k, n * sizeof *packed);
+            vf sum = load(packed);
+            for (size_t i = LANES; i < GROUP; i += LANES) sum += load(packed + i);
+            store(packed + GROUP, sum);
         }
     }
 }

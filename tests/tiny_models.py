@@ -20,6 +20,7 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter, dequantize, quantize
 
 FORMATS = ("F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL MXFP4").split()
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3")
+BAND_VALUES = 1 << 23  # of a matrix that are drawn and quantised at once
 
 # Formats that the package gguf cannot quantise to: bytes of a block, where its half scales lie, and each one's size
 # relative to the first, chosen so that the mean of random codes is near zero. The rest of a block is random bytes.
@@ -99,10 +100,13 @@ def random_matrix(rng, name, rows, cols, std):
     if name == "F32":
         return (rng.standard_normal((rows, cols)) * std).astype(np.float32), kind
     if name not in RANDOM_BLOCKS:
-        # Row scales differ, so that block scales do.
-        x = rng.standard_normal((rows, cols)) * std * rng.uniform(0.5, 1.5, (rows, 1))
-        data = quantize(x.astype(np.float32), kind)
-        return data, kind
+        # Row scales differ, so that block scales do. Band by band: the largest would take many times the file's memory.
+        def band(height):
+            x = rng.standard_normal((height, cols)) * std * rng.uniform(0.5, 1.5, (height, 1))
+            return quantize(x.astype(np.float32), kind)
+
+        height = max(1, BAND_VALUES // cols)
+        return np.concatenate([band(min(height, rows - first)) for first in range(0, rows, height)]), kind
     bytes_per_block, scales = RANDOM_BLOCKS[name]
     values = 32 if name == "IQ4_NL" else 256
     blocks = rng.integers(0, 256, (rows * cols // values, bytes_per_block), dtype=np.uint8)
@@ -290,11 +294,24 @@ def make(directory, name):
     return path if os.path.exists(path) else write(path, MODELS[name], name)
 
 
+# Shapes of real models for measurements of time and memory. The last one is four layers of an 8B model; the vocabulary
+# is that of the tokenizer which it is given.
+SHAPES = {
+    "smollm2-135m": Spec("llama", "Q8_0", dim=576, heads=9, kv_heads=3, head_dim=64, ffn_dim=1536, layers=30,
+                         vocab=49152, tied=True, freq_base=100000.0, explicit_head_dim=False),
+    "8b-4l": Spec("llama", "Q8_0", dim=4096, heads=32, kv_heads=8, head_dim=128, ffn_dim=14336, layers=4,
+                  vocab=49152, tied=True, freq_base=500000.0),
+}
+
+
+def make_shape(path, shape, context, tokenizer=None):
+    """One of SHAPES with random Q8_0 weights (143 MB; 1.1 GB) and any context length."""
+    return write(path, replace(SHAPES[shape], context=context), shape, tokenizer)
+
+
 def make_smollm2(path, context, tokenizer=None):
-    """SmolLM2-135M's shape with random Q8_0 weights (143 MB) and any context length, for tests of memory."""
-    spec = Spec("llama", "Q8_0", dim=576, heads=9, kv_heads=3, head_dim=64, ffn_dim=1536, layers=30, vocab=49152,
-                tied=True, context=context, freq_base=100000.0, explicit_head_dim=False)
-    return write(path, spec, "smollm2-shape", tokenizer)
+    """SmolLM2-135M's shape, for tests of memory."""
+    return make_shape(path, "smollm2-135m", context, tokenizer)
 
 
 def main():
