@@ -20,6 +20,17 @@ static bool has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+
+static bool has_dot(void) {
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+}
+
+static bool has_i8mm(void) {
+    return has_dot() && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+}
 #endif
 
 static bool always(void) {
@@ -37,7 +48,7 @@ static const struct {
     {&kernels_avx2, has_avx2},
     {&kernels_avx512, has_avx512},
 #elif defined(__aarch64__)
-    {&kernels_neon, always},
+    {&kernels_neon, always}, {&kernels_neon_dot, has_dot}, {&kernels_neon_i8mm, has_i8mm},
 #endif
 };
 enum { SETS = sizeof sets / sizeof sets[0] };

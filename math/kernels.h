@@ -1,8 +1,8 @@
 /* kernels.h: the table of compute kernels, one row per instruction set.
  *
  * "ref" accumulates in double and is never optimised: it is the meaning. "portable" is plain C in float, "avx2" and
- * "avx512" are the same for wider vectors, "neon" for 64-bit ARM. Every set is compared with ref, and timed, by
- * tests/kernel_check.
+ * "avx512" are the same for wider vectors, "neon", "neon_dot" (with dot products of bytes) and "neon_i8mm" (with
+ * products of 8-bit matrices) for 64-bit ARM. Every set is compared with ref, and timed, by tests/kernel_check.
  * Kernels run on one thread, allocate nothing and have no state; who splits the work over threads is device/cpu.
  * All float arrays are 4-byte aligned at least; lengths may be any value >= 0 unless said. */
 #ifndef RS_MATH_KERNELS_H
@@ -30,18 +30,23 @@ typedef enum activation { ACTIVATION_SILU, ACTIVATION_GELU_TANH } activation;
 /* One page plane is PAGE_TOKENS rows (of K or of V) of one kv head, head_dim values each, in lines of 64 bytes.
  * Attention sums over the dimensions of K and over the tokens of V; the other axis is that of the lanes: a line holds
  * the values of several lanes at one place, or at a few neighbouring ones, of the axis that is summed over. So scores
- * and values accumulate lane by lane, without sums across lanes, and a plane is read front to back. lanes   K V f16 32
- * [PAGE_TOKENS/32][head_dim][32] half          [head_dim/32][PAGE_TOKENS][32] half q8_0    16      scales,
- * [PAGE_TOKENS/16][head_dim/4][16][4]  scales, [head_dim/16][PAGE_TOKENS/4][16][4] bytes q4_0    16      scales,
- * [PAGE_TOKENS/16][head_dim/8][16][4]  scales, [head_dim/16][PAGE_TOKENS/8][16][4] bytes The last block of an f16 V has
- * head_dim % 32 lanes if that is not 0. scales are half: [PAGE_TOKENS] of q8_0, one for a row, and
- * [head_dim/32][PAGE_TOKENS] of q4_0; value = scale * q. A q8_0 byte is q + 128; byte j of four q4_0 bytes holds value
- * j of eight in its low nibble and value 4 + j in its high one, each stored + 8. The caller has Hadamard-rotated the
- * row, so that no value sticks out and spoils the scale of the others. Quantised rows: scale = max|x| / 127 (q8_0), or
- * the signed value of largest magnitude / -8 (q4_0) as ggml does, rounded to half (at most 65504) before use; q = x /
- * scale rounded to even (q8_0), floor(x / scale + 8.5) - 8 (q4_0), clamped; with a zero scale every q is 0. All sets
- * store the same bytes. head_dim is a multiple of 32 for the quantised formats, of 2 for f16. Tokens of a q4_0 V share
- * bytes: rows of one plane are stored by one thread at a time. */
+ * and values accumulate lane by lane, without sums across lanes, and a plane is read front to back.
+ *
+ *         lanes  K                                                   V
+ * - f16   32     [PAGE_TOKENS/32][head_dim][32] half                 [head_dim/32][PAGE_TOKENS][32] half
+ * - q8_0  16     scales, [PAGE_TOKENS/16][head_dim/4][16][4] bytes   scales, [head_dim/16][PAGE_TOKENS/4][16][4] bytes
+ * - q4_0  16     scales, [PAGE_TOKENS/16][head_dim/8][16][4] bytes   scales, [head_dim/16][PAGE_TOKENS/8][16][4] bytes
+ *
+ * The last block of an f16 V has head_dim % 32 lanes if that is not 0. scales are half: [PAGE_TOKENS] of q8_0, one for
+ * a row, and [head_dim/32][PAGE_TOKENS] of q4_0; value = scale * q. A q8_0 byte is q + 128; byte j of four q4_0 bytes
+ * holds value j of eight in its low nibble and value 4 + j in its high one, each stored + 8. The caller has
+ * Hadamard-rotated the row, so that no value sticks out and spoils the scale of the others.
+ *
+ * Quantised rows: scale = max|x| / 127 (q8_0), or the signed value of largest magnitude / -8 (q4_0) as ggml does,
+ * rounded to half (at most 65504) before use; q = x / scale rounded to even (q8_0), floor(x / scale + 8.5) - 8 (q4_0),
+ * clamped; with a zero scale every q is 0. All sets store the same bytes. head_dim is a multiple of 32 for the
+ * quantised formats, of 2 for f16. Tokens of a q4_0 V share bytes: rows of one plane are stored by one thread at a
+ * time. */
 typedef enum kv_side { KV_K, KV_V } kv_side;
 size_t kv_plane_bytes(rs_kv_format format, size_t head_dim);
 

@@ -14,7 +14,8 @@ enum {
     PLANE_BLOCK = 32, /* quantised rows are a multiple of so many values long */
 };
 
-extern const kernels kernels_ref, kernels_portable, kernels_avx2, kernels_avx512, kernels_neon;
+extern const kernels kernels_ref, kernels_portable, kernels_avx2, kernels_avx512, kernels_neon, kernels_neon_dot,
+    kernels_neon_i8mm;
 
 /* Values of a row that share a scale. */
 static inline size_t plane_block(rs_kv_format kv, size_t head_dim) {

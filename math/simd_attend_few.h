@@ -23,7 +23,6 @@ enum {
     SUMS_OF_BYTES = 8,
 #endif
 #endif
-    WEIGHT_MAX = 32767,
 };
 
 /* Working memory of few rows, in the kernel's scratch. */
@@ -119,6 +118,16 @@ INLINE void value_halves(const int rows, const attend_head_args *a, const few *f
 
 /* ---- Bytes and nibbles ---- */
 
+#if NEON
+#include "math/simd_attend_neon.h"
+#else
+enum { WEIGHT_MAX = 32767 };
+
+/* What stored values are too large by for stream_bytes. */
+INLINE int value_offset(const rs_kv_format kv) {
+    return kv == RS_KV_Q8_0 ? 128 : 8;
+}
+
 typedef int16_t shorts __attribute__((vector_size(4 * LANES)));
 typedef uint16_t ushorts __attribute__((vector_size(4 * LANES)));
 
@@ -186,6 +195,11 @@ INLINE vi pack_weights(const rs_kv_format kv, vf a, vf b) {
 #endif
 }
 
+/* sum plus all packed weights, in any lanes. */
+INLINE vi add_weights(vi sum, vi packed) {
+    return dot_pairs(sum, packed, 0x10001 - (vi){0});
+}
+
 /* sum[r][j] += weights of row r times the lines of `groups` groups of 16 lanes, group_bytes apart. */
 INLINE void stream_bytes(const rs_kv_format kv, const int rows, const int groups, const uint8_t *line,
                          size_t group_bytes, size_t lines, const int16_t *w, const size_t w_stride, ptrdiff_t ahead,
@@ -208,6 +222,8 @@ INLINE void stream_bytes(const rs_kv_format kv, const int rows, const int groups
     }
 }
 
+#endif
+
 /* Rounds x [n] * factors [n] (or 1) * factor to weights, n a multiple of PLANE_BLOCK, and returns their sum. */
 INLINE int32_t round_weights(const rs_kv_format kv, const float *x, const float *factors, float factor, const size_t n,
                              int16_t *dst) {
@@ -217,7 +233,7 @@ INLINE int32_t round_weights(const rs_kv_format kv, const float *x, const float 
         a *= factors != NULL ? load(factors + i) * factor : splat(factor);
         b *= factors != NULL ? load(factors + i + LANES) * factor : splat(factor);
         vi packed = pack_weights(kv, a, b);
-        sum = dot_pairs(sum, packed, 0x10001 - (vi){0});
+        sum = add_weights(sum, packed);
         memcpy(dst + i, &packed, sizeof packed);
     }
     int32_t total = 0;
@@ -249,7 +265,7 @@ static void round_queries(const attend_head_args *a, const few *f) {
 INLINE void score_bytes(const rs_kv_format kv, const int rows, const attend_head_args *a, const few *f, size_t row,
                         const uint8_t *k, ptrdiff_t ahead) {
     const int groups = parts_at_once(rows * (16 / LANES), 4, SUMS_OF_BYTES), vectors = groups * 16 / LANES;
-    const int together = kv == RS_KV_Q8_0 ? 4 : 8, offset = kv == RS_KV_Q8_0 ? 128 : 8;
+    const int together = kv == RS_KV_Q8_0 ? 4 : 8, offset = value_offset(kv);
     const size_t block = plane_block(kv, a->head_dim), blocks = a->head_dim / block, lines = block / together,
                  group_bytes = blocks * lines * 64;
     const uint8_t *values = k + plane_values_at(kv, a->head_dim);
@@ -291,7 +307,7 @@ INLINE void block_weights(const rs_kv_format kv, const int rows, const few *f, s
     for (size_t t = 0; t < PAGE_TOKENS; t += LANES) store(scales + t, load(scales + t) * factor);
     for (int r = 0; r < rows; r++) {
         int32_t sum = round_weights(kv, f->scores + (row + r) * PAGE_TOKENS, scales, 1, PAGE_TOKENS, w[r]);
-        bias[r] = (kv == RS_KV_Q8_0 ? -128 : -8) * sum;
+        bias[r] = -value_offset(kv) * sum;
         step[r] = f->take[row + r] * range / WEIGHT_MAX;
     }
 }

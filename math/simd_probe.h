@@ -74,7 +74,7 @@ static const uint32_t four_ones = 0x01010101;
 INLINE double count_pairs(const vi *sums) {
     double count = 0;
     for (size_t c = 0; c < PROBE_CHAINS; c++) {
-        for (size_t lane = 0; lane < LANES; lane++) count += 2 * (double)sums[c][lane];
+        for (size_t lane = 0; lane < LANES; lane++) count += 2 * (double)(uint32_t)sums[c][lane];
     }
     return count;
 }
@@ -90,6 +90,16 @@ INLINE vi dot8_add(vi sum, vi a, vi b) {
 INLINE vi dot8_add(vi sum, vi a, vi b) {
     return sum + (vi)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)a, (__m256i)b), _mm256_set1_epi16(1));
 }
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+#define DOT8_INSTRUCTION "smmla"
+INLINE vi dot8_add(vi sum, vi a, vi b) { /* Eight products in each lane. */
+    return (vi)vmmlaq_s32((int32x4_t)sum, (int8x16_t)a, (int8x16_t)b);
+}
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define DOT8_INSTRUCTION "sdot"
+INLINE vi dot8_add(vi sum, vi a, vi b) {
+    return (vi)vdotq_s32((int32x4_t)sum, (int8x16_t)a, (int8x16_t)b);
+}
 #elif defined(__aarch64__)
 #define DOT8_INSTRUCTION "smull, sadalp"
 INLINE vi dot8_add(vi sum, vi a, vi b) {
@@ -104,7 +114,8 @@ INLINE vi dot8_add(vi sum, vi a, vi b) {
 }
 #endif
 
-/* One instruction for four products is newer than what the sets require: whether the CPU has it shows when it runs. */
+/* One instruction for four products is newer than what the other sets require: whether the CPU has it shows when it
+ * runs. */
 #if LANES == 16
 #define FUSED __attribute__((target("avx512vnni")))
 #define FUSED_INSTRUCTION "vpdpbusd (512 bits)"
@@ -125,7 +136,7 @@ INLINE bool has_fused(void) {
 FUSED INLINE vi fused_add(vi sum, vi a, vi b) {
     return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
 }
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && !defined(__ARM_FEATURE_DOTPROD)
 #define FUSED __attribute__((target("arch=armv8.2-a+dotprod")))
 #define FUSED_INSTRUCTION "sdot"
 INLINE bool has_fused(void) {

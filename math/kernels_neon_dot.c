@@ -1,0 +1,29 @@
+/* kernels_neon_dot.c: the vectorised kernels for NEON with dot products of bytes (optional from Armv8.2, always there
+ * from Armv8.4); CMake compiles this file with that extension. */
+#ifdef __ARM_FEATURE_DOTPROD
+#define LANES 4
+#define NEON 1
+
+#include "math/simd_attend.h"
+#include "math/simd_probe.h"
+#include "math/simd_rows.h"
+
+const kernels kernels_neon_dot = {
+    .name = "neon_dot",
+    .matmul = matmul,
+    .expand = expand,
+    .rms_norm = rms_norm,
+    .rope = rope,
+    .gate = gate,
+    .add = add,
+    .scale = scale,
+    .hadamard = hadamard,
+    .kv_store = kv_store,
+    .kv_load = kv_load,
+    .attend_head = attend_head,
+    .merge = merge,
+    .probe = &probes,
+};
+#else
+#error "compile this file with -march=armv8.2-a+dotprod"
+#endif
