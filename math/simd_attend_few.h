@@ -18,7 +18,7 @@ enum {
     FEW_BLOCK = 4,
     SUMS_OF_HALVES = 12, /* of 16 registers */
 #ifdef __AVXVNNI__
-    SUMS_OF_BYTES = 12, /* products need no registers, but more sums to hide their latency */
+    SUMS_OF_BYTES = 12,  /* products need no registers, but more sums to hide their latency */
 #else
     SUMS_OF_BYTES = 8,
 #endif
@@ -139,8 +139,8 @@ INLINE vi value_pair(const rs_kv_format kv, vi x, const int p) {
     return (vi)(p == last ? s : s & (uint16_t)(kv == RS_KV_Q8_0 ? 255 : 15));
 }
 
-/* acc + the products of both 16-bit halves of each lane. The empty statement keeps gcc from adding products to each other
- * first, for which it would run out of registers. */
+/* acc + the products of both 16-bit halves of each lane. The empty statement keeps gcc from adding products to each
+ * other first, for which it would run out of registers. */
 INLINE vi dot_pairs(vi acc, vi x, vi w) {
 #if defined(__AVX512VNNI__) && LANES == 16
     return (vi)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)x, (__m512i)w);
