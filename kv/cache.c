@@ -6,6 +6,8 @@
 
 #include "base/random.h"
 
+enum { FILL_KINDS = 16 }; /* random pages of a layer that differ: making one takes much longer than storing it */
+
 uint32_t kv_window_pages(const hparams *h, uint32_t chunk) {
     /* window - 1 + chunk consecutive tokens, at any alignment. */
     return (h->window + chunk + PAGE_TOKENS - 3) / PAGE_TOKENS + 1;
@@ -71,14 +73,14 @@ uint32_t kv_keep(const hparams *h, const deal *d, uint32_t chunk, uint32_t posit
     return position;
 }
 
-/* Random rows [PAGE_TOKENS, kv_heads, head_dim] of one page; `what` tells K from V. */
-static void random_rows(float *rows, const kv_cache *c, uint32_t layer, uint32_t page, uint32_t kv_head_first,
+/* Random rows [PAGE_TOKENS, kv_heads, head_dim] of one kind of page; `what` tells K from V. */
+static void random_rows(float *rows, const kv_cache *c, uint32_t layer, uint32_t kind, uint32_t kv_head_first,
                         unsigned what, uint64_t seed) {
     size_t head_dim = c->h->head_dim;
     for (uint32_t head = 0; head < c->kv_heads; head++) {
         uint64_t state = seed + what;
         state = random_next(&state) + layer;
-        state = random_next(&state) + page;
+        state = random_next(&state) + kind;
         state = random_next(&state) + kv_head_first + head;
         for (size_t t = 0; t < PAGE_TOKENS; t++) {
             float *row = rows + (t * c->kv_heads + head) * head_dim;
@@ -88,23 +90,32 @@ static void random_rows(float *rows, const kv_cache *c, uint32_t layer, uint32_t
     }
 }
 
+/* Stores the same rows into each of this rank's pages of a kind. */
+static void fill_kind(const kv_cache *c, device *d, uint32_t length, uint32_t layer, uint32_t kind, const float *k,
+                      const float *v) {
+    uint8_t *pages[PAGE_TOKENS];
+    int32_t position[PAGE_TOKENS];
+    for (uint32_t page = kind; page < pages_of(length); page += FILL_KINDS) {
+        if (c->deal->owner[page] != c->rank) continue;
+        for (uint32_t t = 0; t < PAGE_TOKENS; t++) {
+            pages[t] = kv_page(c, layer, page);
+            position[t] = (int32_t)(page * PAGE_TOKENS + t);
+        }
+        append_args args = {pages,       position,       k,    v, PAGE_TOKENS, (size_t)c->kv_heads * c->h->head_dim,
+                            c->kv_heads, c->h->head_dim, c->kv};
+        d->ops->append(d, &args);
+    }
+}
+
 rs_status kv_fill(const kv_cache *c, device *d, uint32_t length, uint32_t kv_head_first, uint64_t seed) {
     size_t row = (size_t)c->kv_heads * c->h->head_dim;
     if (row == 0) return RS_OK;
     float *k = malloc(PAGE_TOKENS * row * sizeof *k), *v = malloc(PAGE_TOKENS * row * sizeof *v);
-    uint8_t *pages[PAGE_TOKENS];
-    int32_t position[PAGE_TOKENS];
-    for (uint32_t page = 0; k != NULL && v != NULL && page < pages_of(length); page++) {
-        if (c->deal->owner[page] != c->rank) continue;
-        for (uint32_t layer = c->layers.begin; layer < c->layers.end; layer++) {
-            random_rows(k, c, layer, page, kv_head_first, 1, seed);
-            random_rows(v, c, layer, page, kv_head_first, 2, seed);
-            for (uint32_t t = 0; t < PAGE_TOKENS; t++) {
-                pages[t] = kv_page(c, layer, page);
-                position[t] = (int32_t)(page * PAGE_TOKENS + t);
-            }
-            append_args args = {pages, position, k, v, PAGE_TOKENS, row, c->kv_heads, c->h->head_dim, c->kv};
-            d->ops->append(d, &args);
+    for (uint32_t layer = c->layers.begin; k != NULL && v != NULL && layer < c->layers.end; layer++) {
+        for (uint32_t kind = 0; kind < FILL_KINDS && kind < pages_of(length); kind++) {
+            random_rows(k, c, layer, kind, kv_head_first, 1, seed);
+            random_rows(v, c, layer, kind, kv_head_first, 2, seed);
+            fill_kind(c, d, length, layer, kind, k, v);
         }
     }
     rs_status status = k != NULL && v != NULL ? RS_OK : status_fail(RS_NO_MEMORY, "no memory to fill the KV cache");

@@ -45,7 +45,8 @@ size_t kv_list(const kv_cache *c, uint32_t rank, uint32_t layer, uint32_t length
 uint32_t kv_keep(const hparams *h, const deal *d, uint32_t chunk, uint32_t position, uint32_t longest);
 
 /* Fills the first `length` tokens with pseudo-random rows of unit variance that depend on the seed, the layer, the page
- * and the head, not on the rank. kv_head_first: the absolute number of the first head held. RS_NO_MEMORY. */
+ * (every sixteenth is alike) and the head, not on the rank. kv_head_first: the absolute number of the first head held.
+ * RS_NO_MEMORY. */
 rs_status kv_fill(const kv_cache *c, device *d, uint32_t length, uint32_t kv_head_first, uint64_t seed);
 
 #endif
