@@ -1,12 +1,14 @@
 # How math/ is compiled: kernel files by the instruction set in their name, the rest for any CPU of the architecture.
 file(GLOB avx2 CONFIGURE_DEPENDS math/*avx2*.c)
 file(GLOB avx512 CONFIGURE_DEPENDS math/*avx512*.c)
+file(GLOB avx512_vnni CONFIGURE_DEPENDS math/*avx512_vnni*.c)
 file(GLOB neon CONFIGURE_DEPENDS math/*neon*.c)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   set(avx2_flags -mavx2 -mfma -mf16c)
   set_source_files_properties(${avx2} PROPERTIES COMPILE_OPTIONS "${avx2_flags}")
-  set_source_files_properties(${avx512} PROPERTIES
-    COMPILE_OPTIONS "${avx2_flags};-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl")
+  set(avx512_flags ${avx2_flags} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
+  set_source_files_properties(${avx512} PROPERTIES COMPILE_OPTIONS "${avx512_flags}")
+  set_source_files_properties(${avx512_vnni} PROPERTIES COMPILE_OPTIONS "${avx512_flags};-mavx512vnni")
 else()
   set_source_files_properties(${avx2} ${avx512} PROPERTIES HEADER_FILE_ONLY ON)   # Not compiled elsewhere.
 endif()

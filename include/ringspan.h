@@ -144,7 +144,7 @@ typedef struct rs_options {
     uint32_t chunk;        /* prompt tokens evaluated at once; 0: 512, or 128 a rank if that is more */
     uint32_t threads;      /* of all ranks together; 0: the cores this process may use */
     uint64_t memory_limit; /* bytes, 0: what the machine (or its cgroup) has free */
-    const char *kernels;   /* "ref", "portable", "avx2", "avx512", "neon"; NULL: the best this CPU runs */
+    const char *kernels;   /* "ref", "portable", "avx2", "avx512", "avx512_vnni", "amx", "neon"; NULL: the best here */
 } rs_options;
 
 /* Defaults: one rank, auto split, f16 KV. */

@@ -1,6 +1,7 @@
 /* kernels.c: which kernel tables exist and which this CPU runs. */
 #include "math/kernels.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -9,6 +10,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 static bool has_avx2(void) {
     unsigned a, b, c, d; /* clang's builtin does not know f16c. */
@@ -20,6 +23,32 @@ static bool has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+
+static bool has_avx512_vnni(void) {
+    return has_avx512() && __builtin_cpu_supports("avx512vnni");
+}
+
+/* Linux gives a process the 8 KiB of tiles in each thread's state only when it asks, once for all its threads. */
+static bool ask_for_tiles(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
+static bool has_tiles(void) {
+    enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 }; /* CPUID 7, EDX; gcc and clang name them differently. */
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & AMX_BF16) != 0 && (d & AMX_TILE) != 0;
+}
+
+static bool has_amx(void) {
+    enum { UNKNOWN, NO, YES };
+    static atomic_int answer = UNKNOWN;
+    if (answer == UNKNOWN) {
+        bool has = has_avx512_vnni() && __builtin_cpu_supports("avx512bf16") && has_tiles() && ask_for_tiles();
+        answer = has ? YES : NO;
+    }
+    return answer == YES;
+}
 #endif
 
 static bool always(void) {
@@ -27,6 +56,7 @@ static bool always(void) {
 }
 
 /* Slowest first. */
+/* clang-format off */
 static const struct {
     const kernels *table;
     bool (*runs)(void);
@@ -36,10 +66,13 @@ static const struct {
 #if defined(__x86_64__)
     {&kernels_avx2, has_avx2},
     {&kernels_avx512, has_avx512},
+    {&kernels_avx512_vnni, has_avx512_vnni},
+    {&kernels_amx, has_amx},
 #elif defined(__aarch64__)
     {&kernels_neon, always},
 #endif
 };
+/* clang-format on */
 enum { SETS = sizeof sets / sizeof sets[0] };
 
 const kernels *kernels_at(size_t index) {
@@ -72,6 +105,19 @@ size_t matmul_scratch_floats(size_t cols) {
     size_t few = (cols + GROUP - 1) / GROUP * GROUP * FEW_TOKENS + FEW_ROWS * PRODUCT_K;
     size_t many = (MATMUL_ROWS + LANES_MAX) * PRODUCT_K;
     return few > many ? few : many;
+}
+
+static size_t round_up(size_t n, size_t to) {
+    return (n + to - 1) / to * to;
+}
+
+size_t matmul_packed_floats(size_t tokens, size_t cols) {
+    return round_up(tokens, PACK_TOKENS) * round_up(cols, TILE_COLS); /* High and low half take 2 bytes each. */
+}
+
+size_t matmul_packed_scratch_floats(size_t tokens) {
+    /* Sums, panels of w, and rows of w on their way there: one as floats, TILE_ROWS split. */
+    return round_up(tokens, PACK_TOKENS) * PACKED_ROWS + (PACKED_ROWS + 1 + TILE_ROWS) * PRODUCT_K;
 }
 
 size_t attend_scratch_floats(size_t rows, size_t head_dim) {
