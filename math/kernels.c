@@ -1,7 +1,6 @@
 /* kernels.c: which kernel tables exist and which this CPU runs. */
 #include "math/kernels.h"
 
-#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -10,6 +9,7 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <stdatomic.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
