@@ -119,7 +119,7 @@ static const flag flags[] = {
     {"memory-limit", 0, KIND_SIZE, ALL | PROBE, FIELD(engine.memory_limit), 0, 0, "SIZE",
      "memory the program may take, such as 12GiB (default: what is free)"},
     {"kernels", 0, KIND_TEXT, ALL | PROBE, FIELD(engine.kernels), 0, 0, "NAME",
-     "ref, portable, avx2, avx512, neon, neon_dot or neon_i8mm (default: the best of this CPU)"},
+     "ref, portable, avx2, avx_vnni, avx512, amx, neon, neon_dot, neon_i8mm (default: the best but amx)"},
 };
 /* clang-format on */
 enum { N_FLAGS = sizeof flags / sizeof *flags, FLAG_FIRST = 256 /* getopt's value of flags[0], beyond all letters */ };

@@ -1,23 +1,36 @@
 # How math/ is compiled: kernel files by the instruction set in their name, the rest for any CPU of the architecture.
-file(GLOB avx2 CONFIGURE_DEPENDS math/*avx2*.c)
-file(GLOB avx512 CONFIGURE_DEPENDS math/*avx512*.c)
-file(GLOB neon CONFIGURE_DEPENDS math/*neon*.c)
-file(GLOB neon_dot CONFIGURE_DEPENDS math/*neon_dot*.c)
-file(GLOB neon_i8mm CONFIGURE_DEPENDS math/*neon_i8mm*.c)
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
-  set(avx2_flags -mavx2 -mfma -mf16c)
-  set_source_files_properties(${avx2} PROPERTIES COMPILE_OPTIONS "${avx2_flags}")
-  set_source_files_properties(${avx512} PROPERTIES
-    COMPILE_OPTIONS "${avx2_flags};-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl")
-else()
-  set_source_files_properties(${avx2} ${avx512} PROPERTIES HEADER_FILE_ONLY ON)   # Not compiled elsewhere.
+# RINGSPAN_SETS: "all" kernel sets of the architecture, those that this machine can run ("native"), or none but ref and
+# portable ("portable"). The vectorised sets take a minute each to compile with a sanitizer.
+set(RINGSPAN_SETS all CACHE STRING "Kernel sets to build: all, native or portable")
+set(avx2_flags -mavx2 -mfma -mf16c)
+set(avx_vnni_flags ${avx2_flags} -mavxvnni)
+set(avx512_flags ${avx2_flags} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni)
+set(x86_sets avx2 avx_vnni avx512)
+set(definitions)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$" AND NOT RINGSPAN_SETS STREQUAL portable)
+  foreach(set ${x86_sets})
+    string(REPLACE avx512 avx512_vnni cpu_flag ${set})   # As /proc/cpuinfo names what the set needs.
+    file(STRINGS /proc/cpuinfo native REGEX "^flags.* ${cpu_flag}( |$)" LIMIT_COUNT 1)
+    if(RINGSPAN_SETS STREQUAL all OR native)
+      string(TOUPPER RS_SET_${set} definition)
+      list(APPEND definitions ${definition})
+      set_source_files_properties(math/kernels_${set}.c PROPERTIES COMPILE_OPTIONS "${${set}_flags}")
+      list(REMOVE_ITEM x86_sets ${set})
+    endif()
+  endforeach()
 endif()
+foreach(set ${x86_sets})
+  set_source_files_properties(math/kernels_${set}.c PROPERTIES HEADER_FILE_ONLY ON)   # Not compiled.
+endforeach()
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
-  set_source_files_properties(${neon_dot} PROPERTIES COMPILE_OPTIONS -march=armv8.2-a+dotprod)
-  set_source_files_properties(${neon_i8mm} PROPERTIES COMPILE_OPTIONS -march=armv8.2-a+dotprod+i8mm)
+  list(APPEND definitions RS_SET_NEON)
+  set_source_files_properties(math/kernels_neon_dot.c PROPERTIES COMPILE_OPTIONS -march=armv8.2-a+dotprod)
+  set_source_files_properties(math/kernels_neon_i8mm.c PROPERTIES COMPILE_OPTIONS -march=armv8.2-a+dotprod+i8mm)
 else()
+  file(GLOB neon CONFIGURE_DEPENDS math/kernels_neon*.c)
   set_source_files_properties(${neon} PROPERTIES HEADER_FILE_ONLY ON)
 endif()
+set_source_files_properties(math/kernels.c PROPERTIES COMPILE_DEFINITIONS "${definitions}")
 # Vectors wider than the CPU's are passed to inlined functions only.
 set_source_files_properties(math/kernels_portable.c PROPERTIES COMPILE_OPTIONS -Wno-psabi)
 # These expand bit-exactly: no multiply and add may be fused (aarch64 would by default).
@@ -25,4 +38,7 @@ set_source_files_properties(math/format.c math/format_k.c PROPERTIES COMPILE_OPT
 get_target_property(kind rs_math TYPE)
 if(kind STREQUAL STATIC_LIBRARY AND NOT RINGSPAN_COVERAGE)
   target_compile_options(rs_math PRIVATE -O3)   # Also under the sanitizers, where the tests would crawl without.
+  if(CMAKE_C_COMPILER_ID STREQUAL GNU)
+    target_compile_options(rs_math PRIVATE -fno-var-tracking)   # A third of the time goes into what debuggers rarely show.
+  endif()
 endif()

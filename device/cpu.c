@@ -16,7 +16,7 @@ enum {
     SPLIT_RUN = 64,   /* and no more than this many while the parts last: they cost a merge each */
     ELEMENTS_PER_ITEM = 16384,
     DECODE_TOKENS = 8, /* with so few tokens, */
-    SMALL_ROWS = 2048, /* matrices of fewer rows are cut into items of half as many */
+    SMALL_ROWS = 2048, /* matrices of fewer rows are cut into items of half as many rows as others */
 };
 
 typedef struct cpu {
@@ -45,16 +45,20 @@ static size_t attend_item_floats(size_t rows, size_t head_dim) {
     return 2 * round_floats(rows * head_dim) + 3 * round_floats(rows) + attend_scratch_floats(rows, head_dim);
 }
 
-void cpu_layout(cpu_buffers *b, arena *a, const device_limits *limits, size_t threads) {
+void cpu_layout(cpu_buffers *b, arena *a, const kernels *k, const device_limits *limits, size_t threads) {
     *b = (cpu_buffers){.limits = *limits, .threads = threads};
     size_t group = limits->kv_heads > 0 ? (limits->heads + limits->kv_heads - 1) / limits->kv_heads : 1;
     size_t rows = size_min(limits->rows, block_tokens(group)) * group;
     size_t attend_floats = attend_item_floats(rows, limits->head_dim);
-    b->matmul_floats = round_floats(matmul_scratch_floats(limits->cols));
-    b->scratch_floats = round_floats(size_max(attend_floats, b->matmul_floats + limits->rows * MATMUL_ROWS));
+    bool packs = k->matmul_packed != NULL;
+    size_t packed_scratch = packs ? matmul_packed_scratch_floats(limits->rows) : 0;
+    b->matmul_floats = round_floats(size_max(matmul_scratch_floats(limits->cols), packed_scratch));
+    size_t part_floats = limits->rows * (packs ? PACKED_ROWS : MATMUL_ROWS);
+    b->scratch_floats = round_floats(size_max(attend_floats, b->matmul_floats + part_floats));
     b->scratch = arena_take(a, size_mul(threads, b->scratch_floats), sizeof(float));
     size_t part = size_min(limits->rows, SPLIT_TOKENS) * limits->heads * (limits->head_dim + 2);
     b->parts = arena_take(a, SPLIT_PARTS * part, sizeof(float));
+    b->packed = arena_take(a, packs ? matmul_packed_floats(limits->rows, limits->cols) : 0, sizeof(float));
 }
 
 static float *thread_scratch(const cpu *c, size_t thread) {
@@ -94,7 +98,24 @@ typedef struct matmul_job {
     activation act;
     const float *x;
     size_t tokens, rows_per_item;
+    bool packed;
 } matmul_job;
+
+static void pack_item(void *job, size_t item, size_t thread) {
+    (void)thread;
+    const matmul_job *j = job;
+    size_t first = item * PACK_TOKENS, n = size_min(PACK_TOKENS, j->tokens - first), cols = j->list->w->cols;
+    j->c->k->pack_x(j->x + first * cols, cols, n, cols, j->c->b.packed + matmul_packed_floats(first, cols));
+}
+
+static void multiply(const matmul_job *j, const matrix *w, size_t begin, size_t end, float *y, size_t y_stride,
+                     float *scratch) {
+    if (j->packed) {
+        j->c->k->matmul_packed(w, begin, end, j->c->b.packed, j->tokens, y, y_stride, scratch);
+    } else {
+        j->c->k->matmul(w, begin, end, j->x, w->cols, j->tokens, y, y_stride, scratch);
+    }
+}
 
 static size_t matmul_items(const matmul_job *j, const matrix *w) {
     return (w->rows + j->rows_per_item - 1) / j->rows_per_item;
@@ -106,14 +127,14 @@ static void matmul_item(void *job, size_t item, size_t thread) {
     const product *p = j->list;
     for (; item >= matmul_items(j, p->w); p++) item -= matmul_items(j, p->w);
     size_t begin = item * j->rows_per_item, end = size_min(begin + j->rows_per_item, p->w->rows), n = end - begin;
-    size_t cols = p->w->cols, y_stride = p->w->rows;
-    float *scratch = thread_scratch(j->c, thread), *part = scratch + j->c->b.matmul_floats; /* [tokens, MATMUL_ROWS] */
-    if (j->what != ADD) k->matmul(p->w, begin, end, j->x, cols, j->tokens, p->y, y_stride, scratch);
+    size_t y_stride = p->w->rows, part_stride = j->rows_per_item;
+    float *scratch = thread_scratch(j->c, thread), *part = scratch + j->c->b.matmul_floats; /* [tokens, part_stride] */
+    if (j->what != ADD) multiply(j, p->w, begin, end, p->y, y_stride, scratch);
     if (j->what != STORE) {
         matrix other = matrix_rows(j->what == ADD ? p->w : j->up, begin, end);
-        k->matmul(&other, 0, n, j->x, cols, j->tokens, part, MATMUL_ROWS, scratch);
+        multiply(j, &other, 0, n, part, part_stride, scratch);
     }
-    for (size_t t = 0; t < j->tokens; t++, part += MATMUL_ROWS) {
+    for (size_t t = 0; t < j->tokens; t++, part += part_stride) {
         float *y = p->y + t * y_stride + begin;
         if (j->what == ADD) k->add(y, part, n);
         if (j->what == GATE) k->gate(j->act, y, part, n);
@@ -121,13 +142,21 @@ static void matmul_item(void *job, size_t item, size_t thread) {
     }
 }
 
-/* In decode small matrices are cut finer, so that many threads have work; larger pieces suit the panels of prefill. */
+/* In decode small matrices are cut finer, so that many threads have work; larger pieces suit the panels of prefill, and
+ * larger ones still pay where each reads all of a packed x. */
+static size_t item_rows(const matmul_job *j, size_t rows) {
+    if (rows < SMALL_ROWS) return j->tokens <= DECODE_TOKENS ? MATMUL_ROWS / 2 : MATMUL_ROWS;
+    return j->packed ? PACKED_ROWS : MATMUL_ROWS;
+}
+
 static void run_matmul(device *d, matmul_job job) {
     if (job.tokens == 0) return;
     job.c = (cpu *)d;
     size_t rows = 0, items = 0;
     for (size_t i = 0; i < job.n; i++) rows += job.list[i].w->rows;
-    job.rows_per_item = job.tokens <= DECODE_TOKENS && rows < SMALL_ROWS ? MATMUL_ROWS / 2 : MATMUL_ROWS;
+    job.packed = job.tokens > DECODE_TOKENS && job.c->k->matmul_packed != NULL;
+    job.rows_per_item = item_rows(&job, rows);
+    if (job.packed) pool_run(job.c->pool, pack_item, &job, (job.tokens + PACK_TOKENS - 1) / PACK_TOKENS);
     for (size_t i = 0; i < job.n; i++) items += matmul_items(&job, job.list[i].w);
     pool_run(job.c->pool, matmul_item, &job, items);
 }

@@ -12,11 +12,12 @@ typedef struct cpu_buffers {
     size_t matmul_floats;  /* of the scratch, for the matmul kernels; a part of a product follows */
     size_t scratch_floats; /* of one thread */
     float *scratch;        /* [threads, scratch_floats] */
+    float *packed;         /* x as matmul_packed wants it, of kernels that have it */
     float *parts;          /* partial states of an attention split over pages */
 } cpu_buffers;
 
-/* Takes the buffers of a device with `threads` threads from the arena (base/arena.h). */
-void cpu_layout(cpu_buffers *b, arena *a, const device_limits *limits, size_t threads);
+/* Takes the buffers of a device with these kernels and `threads` threads from the arena (base/arena.h). */
+void cpu_layout(cpu_buffers *b, arena *a, const kernels *k, const device_limits *limits, size_t threads);
 
 /* A device over laid-out buffers and a pool of as many threads, both of which must outlive it. RS_NO_MEMORY. */
 rs_status cpu_open(const kernels *kernels, const cpu_buffers *buffers, pool *threads, device **out);

@@ -9,6 +9,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <stdatomic.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 static bool has_avx2(void) {
     unsigned a, b, c, d; /* clang's builtin does not know f16c. */
@@ -16,9 +19,38 @@ static bool has_avx2(void) {
     return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
+static bool has_avx_vnni(void) {
+    enum { AVX_VNNI = 1 << 4 }; /* CPUID 7.1, EAX */
+    unsigned a, b, c, d;
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & AVX_VNNI) != 0;
+}
+
 static bool has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+
+/* Linux gives a process the 8 KiB of tiles in each thread's state only when it asks, once for all its threads. */
+static bool ask_for_tiles(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
+static bool has_tiles(void) {
+    enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 }; /* CPUID 7, EDX; gcc and clang name them differently. */
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & AMX_BF16) != 0 && (d & AMX_TILE) != 0;
+}
+
+static bool has_amx(void) {
+    enum { UNKNOWN, NO, YES };
+    static atomic_int answer = UNKNOWN;
+    if (answer == UNKNOWN) {
+        bool has = has_avx512() && __builtin_cpu_supports("avx512bf16") && has_tiles() && ask_for_tiles();
+        answer = has ? YES : NO;
+    }
+    return answer == YES;
 }
 #elif defined(__aarch64__)
 #include <asm/hwcap.h>
@@ -37,20 +69,32 @@ static bool always(void) {
     return true;
 }
 
-/* Slowest first. */
+/* Slowest first. CMake says which were built (cmake/kernels.cmake). */
+/* clang-format off */
 static const struct {
     const kernels *table;
     bool (*runs)(void);
+    bool named_only; /* never the best: it runs when it is named */
 } sets[] = {
-    {&kernels_ref, always},
-    {&kernels_portable, always},
-#if defined(__x86_64__)
-    {&kernels_avx2, has_avx2},
-    {&kernels_avx512, has_avx512},
-#elif defined(__aarch64__)
-    {&kernels_neon, always}, {&kernels_neon_dot, has_dot}, {&kernels_neon_i8mm, has_i8mm},
+    {&kernels_ref, always, false},
+    {&kernels_portable, always, false},
+#ifdef RS_SET_AVX2
+    {&kernels_avx2, has_avx2, false},
+#endif
+#ifdef RS_SET_AVX_VNNI
+    {&kernels_avx_vnni, has_avx_vnni, false},
+#endif
+#ifdef RS_SET_AVX512
+    {&kernels_avx512, has_avx512, false},
+    {&kernels_amx, has_amx, true},
+#endif
+#ifdef RS_SET_NEON
+    {&kernels_neon, always, false},
+    {&kernels_neon_dot, has_dot, false},
+    {&kernels_neon_i8mm, has_i8mm, false},
 #endif
 };
+/* clang-format on */
 enum { SETS = sizeof sets / sizeof sets[0] };
 
 const kernels *kernels_at(size_t index) {
@@ -62,9 +106,11 @@ const kernels *kernels_at(size_t index) {
 
 rs_status kernels_find(const char *name, const kernels **out) {
     char names[128] = "";
-    const kernels *found = NULL, *k;
-    for (size_t i = 0; (k = kernels_at(i)) != NULL; i++) {
-        if (name == NULL || strcmp(name, k->name) == 0) found = k;
+    const kernels *found = NULL;
+    for (size_t i = 0; i < SETS; i++) {
+        const kernels *k = sets[i].table;
+        if (!sets[i].runs()) continue;
+        if (name == NULL ? !sets[i].named_only : strcmp(name, k->name) == 0) found = k;
         size_t used = strlen(names);
         snprintf(names + used, sizeof names - used, "%s%s", i == 0 ? "" : ", ", k->name);
     }
@@ -83,6 +129,19 @@ size_t matmul_scratch_floats(size_t cols) {
     size_t few = (cols + GROUP - 1) / GROUP * (GROUP + LANES_MAX) * FEW_TOKENS + FEW_ROWS * PRODUCT_K;
     size_t many = (MATMUL_ROWS + LANES_MAX) * PRODUCT_K;
     return few > many ? few : many;
+}
+
+static size_t round_up(size_t n, size_t to) {
+    return (n + to - 1) / to * to;
+}
+
+size_t matmul_packed_floats(size_t tokens, size_t cols) {
+    return round_up(tokens, PACK_TOKENS) * round_up(cols, TILE_COLS); /* High and low half take 2 bytes each. */
+}
+
+size_t matmul_packed_scratch_floats(size_t tokens) {
+    /* Sums, panels of w, and rows of w on their way there: one as floats, TILE_ROWS split. */
+    return round_up(tokens, PACK_TOKENS) * PACKED_ROWS + (PACKED_ROWS + 1 + TILE_ROWS) * PRODUCT_K;
 }
 
 size_t attend_scratch_floats(size_t rows, size_t head_dim) {

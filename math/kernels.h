@@ -1,10 +1,12 @@
 /* kernels.h: the table of compute kernels, one row per instruction set.
  *
  * "ref" accumulates in double and is never optimised: it is the meaning. "portable" is plain C in float, "avx2" and
- * "avx512" are the same for wider vectors, "neon", "neon_dot" (with dot products of bytes) and "neon_i8mm" (with
- * products of 8-bit matrices) for 64-bit ARM. Every set is compared with ref, and timed, by tests/kernel_check.
- * Kernels run on one thread, allocate nothing and have no state; who splits the work over threads is device/cpu.
- * All float arrays are 4-byte aligned at least; lengths may be any value >= 0 unless said. */
+ * "avx512" are the same for wider vectors, "avx_vnni" and "avx512" with integer dot products, "neon", "neon_dot" (with
+ * dot products of bytes) and "neon_i8mm" (with products of 8-bit matrices) for 64-bit ARM. "amx" is avx512 with a
+ * prefill on tiles: faster, and off by up to 2^-16 of each product, which a model's layers can amplify past what the
+ * other sets are held to, so it runs only when it is named. Every set is compared with ref, and timed, by
+ * tests/kernel_check. Kernels run on one thread, allocate nothing and have no state; who splits the work over threads
+ * is device/cpu. All float arrays are 4-byte aligned at least; lengths may be any value >= 0 unless said. */
 #ifndef RS_MATH_KERNELS_H
 #define RS_MATH_KERNELS_H
 
@@ -16,6 +18,8 @@
 enum {
     PAGE_TOKENS = 64, /* tokens of a KV page */
     MATMUL_ROWS = 32, /* callers split a matmul over threads in runs of up to this many rows */
+    PACKED_ROWS = 64, /* and one of a packed x of up to this many: each run reads all of x */
+    PACK_TOKENS = 32, /* tokens that are packed together */
     HEAD_DIM_MAX = 512,
     PROBE_BLOCK = 64 * 1024, /* bytes that the read probe takes at a time */
 };
@@ -105,6 +109,16 @@ typedef struct kernels {
     void (*matmul)(const matrix *w, size_t row_begin, size_t row_end, const float *x, size_t x_stride, size_t tokens,
                    float *y, size_t y_stride, float *scratch);
 
+    /* For many tokens, where the set has it (else both are NULL): the same product of an x that is packed once for all
+     * rows. pack_x: matmul_packed_floats(tokens, cols) floats, 64-byte aligned; any run of PACK_TOKENS tokens may be
+     * packed on its own, to where matmul_packed_floats(tokens before, cols) says. scratch:
+     * matmul_packed_scratch_floats(tokens) floats, 64-byte aligned. Each product is within 3 * 2^-16 of itself, on top
+     * of what summing floats costs; values, products and sums below 2^-126 count as 0, infinite values (or
+     * any above 3.38e38) give NaN. */
+    void (*pack_x)(const float *x, size_t x_stride, size_t tokens, size_t cols, float *packed);
+    void (*matmul_packed)(const matrix *w, size_t row_begin, size_t row_end, const float *packed, size_t tokens,
+                          float *y, size_t y_stride, float *scratch);
+
     /* The same bits as format_expand. */
     void (*expand)(format f, const void *src, float *dst, size_t values);
 
@@ -139,6 +153,8 @@ typedef struct kernels {
 } kernels;
 
 size_t matmul_scratch_floats(size_t cols);
+size_t matmul_packed_floats(size_t tokens, size_t cols);
+size_t matmul_packed_scratch_floats(size_t tokens);
 
 /* The table called `name`, or the best this CPU runs for NULL. RS_UNSUPPORTED with the list of names that would work.
  */

@@ -9,13 +9,15 @@ enum {
     FEW_TOKENS = 8,   /* up to so many tokens, packed weights are multiplied as they are read */
     FEW_ROWS = 4,     /* at most so many rows of w at once then */
     GROUP = 32,       /* values that are unpacked together then */
+    TILE_ROWS = 16,   /* rows of a tile of packed x or w, */
+    TILE_COLS = 32,   /* and columns of the product that it holds */
     LANES_MAX = 16,   /* floats in the widest vector that a set may use */
     HALF_MAX = 65504, /* largest finite half: where quantised scales saturate */
     PLANE_BLOCK = 32, /* quantised rows are a multiple of so many values long */
 };
 
-extern const kernels kernels_ref, kernels_portable, kernels_avx2, kernels_avx512, kernels_neon, kernels_neon_dot,
-    kernels_neon_i8mm;
+extern const kernels kernels_ref, kernels_portable, kernels_avx2, kernels_avx_vnni, kernels_avx512, kernels_amx,
+    kernels_neon, kernels_neon_dot, kernels_neon_i8mm;
 
 /* Values of a row that share a scale. */
 static inline size_t plane_block(rs_kv_format kv, size_t head_dim) {

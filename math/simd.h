@@ -1,8 +1,8 @@
 /* simd.h: vectors of LANES floats (GCC vector extensions) and the few operations that differ by instruction set.
  *
- * The simd_*.h headers are the vectorised kernels, written once. kernels_portable.c, kernels_avx2.c, kernels_avx512.c
- * and kernels_neon*.c define LANES and include them; everything is static, so code compiled for one instruction set
- * never leaks into another. NEON is 1 in its own sets alone: "portable" stays plain C where the CPU has it too. */
+ * The simd_*.h headers are the vectorised kernels, written once. kernels_portable.c, kernels_avx*.c and kernels_neon*.c
+ * define LANES and include them; everything is static, so code compiled for one instruction set never leaks into
+ * another. NEON is 1 in its own sets alone: "portable" stays plain C where the CPU has it too. */
 #ifndef RS_MATH_SIMD_H
 #define RS_MATH_SIMD_H
 

@@ -73,10 +73,10 @@ static void tile(size_t tokens, size_t width, const float *panel, size_t panel_s
     for (size_t t = 0; t < tokens; t++) memcpy(y + t * y_stride, whole + t * PANEL, width * sizeof *y);
 }
 
-/* A LANES x LANES block, rows PRODUCT_K apart, to columns PANEL apart. */
-INLINE void transpose_block(const float *src, float *dst) {
+/* A LANES x LANES block, whose rows become columns. Only moves bits. */
+INLINE void transpose_block(const float *src, size_t src_stride, float *dst, size_t dst_stride) {
     vf v[LANES];
-    for (int i = 0; i < LANES; i++) v[i] = load(src + i * PRODUCT_K);
+    for (size_t i = 0; i < LANES; i++) v[i] = load(src + i * src_stride);
 #if LANES == 16
     /* Each stage interleaves rows i and i + 8; after four, the block is transposed. */
     for (int stage = 0; stage < 4; stage++) {
@@ -109,7 +109,7 @@ INLINE void transpose_block(const float *src, float *dst) {
         memcpy(v, next, sizeof v);
     }
 #endif
-    for (int i = 0; i < LANES; i++) store(dst + i * PANEL, v[i]);
+    for (size_t i = 0; i < LANES; i++) store(dst + i * dst_stride, v[i]);
 }
 
 /* Expands rows [row, row + rows) of w, columns [k0, k0 + n), to panels [rows / PANEL][PRODUCT_K][PANEL]; rows beyond
@@ -126,7 +126,7 @@ static void pack_panels(const matrix *w, size_t row, size_t rows, size_t k0, siz
         }
         float *dst = panels + r / PANEL * PANEL * PRODUCT_K + r % PANEL;
         size_t k = 0;
-        for (; k + LANES <= n; k += LANES) transpose_block(lines + k, dst + k * PANEL);
+        for (; k + LANES <= n; k += LANES) transpose_block(lines + k, PRODUCT_K, dst + k * PANEL, PANEL);
         for (; k < n; k++) {
             for (size_t i = 0; i < LANES; i++) dst[k * PANEL + i] = lines[i * PRODUCT_K + k];
         }

@@ -30,7 +30,7 @@ uint32_t rank_threads(const rs_options *o, uint32_t rank) {
 void rank_layout(rank_buffers *b, arena *a, const rs_plan *p, uint32_t rank) {
     device_limits limits = forward_limits(&p->view, rank);
     forward_layout(&b->forward, a, &p->view, rank);
-    cpu_layout(&b->cpu, a, &limits, rank_threads(&p->options, rank));
+    cpu_layout(&b->cpu, a, p->kernels, &limits, rank_threads(&p->options, rank));
 }
 
 void rank_kv_layout(kv_cache *c, arena *a, const rs_plan *p, uint32_t rank) {

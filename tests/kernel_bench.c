@@ -31,7 +31,7 @@ static void measure_ceilings(void) {
     free(memory);
     printf("one core, %s: multiply-add %.1f GFLOP/s, int8 dot product (%s) %.1f GOP/s, read %.1f GB/s\n\n", k->name,
            peak_flop_s / 1e9, instruction, peak_op_s / 1e9, peak_bytes_s / 1e9);
-    printf("%-30s %-9s %10s %8s %9s %9s %7s %7s\n", "operation", "set", "us", "GB/s", "Gvalue/s", "GFLOP/s", "% read",
+    printf("%-30s %-11s %10s %8s %9s %9s %7s %7s\n", "operation", "set", "us", "GB/s", "Gvalue/s", "GFLOP/s", "% read",
            "% peak");
 }
 
@@ -39,6 +39,7 @@ typedef struct work {
     const kernels *k;
     matrix w;
     float *x, *y, *scratch;
+    float *packed; /* x, for sets that pack it */
     uint8_t *pages;
     size_t tokens, n;
     attend_head_args attend;
@@ -57,7 +58,7 @@ static void measure(const char *name, void (*run)(work *w), work *w, double byte
         best = fmin(best, took);
         if (took * calls < 1e-4) calls *= 2;
     }
-    printf("%-30s %-9s %10.2f %8.2f %9.2f %9.2f %7.0f %7.0f\n", name, w->k->name, best * 1e6, bytes / best / 1e9,
+    printf("%-30s %-11s %10.2f %8.2f %9.2f %9.2f %7.0f %7.0f\n", name, w->k->name, best * 1e6, bytes / best / 1e9,
            values / best / 1e9, flops / best / 1e9, 100 * bytes / best / peak_bytes_s,
            100 * flops / best / peak_flop_s);
     fflush(stdout);
@@ -68,6 +69,17 @@ static void run_matmul(work *w) {
         size_t end = r + MATMUL_ROWS < w->w.rows ? r + MATMUL_ROWS : w->w.rows;
         w->k->matmul(&w->w, r, end, w->x, w->w.cols, w->tokens, w->y, w->w.rows, w->scratch);
     }
+}
+
+static void run_packed(work *w) {
+    for (size_t r = 0; r < w->w.rows; r += PACKED_ROWS) {
+        size_t end = r + PACKED_ROWS < w->w.rows ? r + PACKED_ROWS : w->w.rows;
+        w->k->matmul_packed(&w->w, r, end, w->packed, w->tokens, w->y, w->w.rows, w->scratch);
+    }
+}
+
+static void run_pack(work *w) {
+    w->k->pack_x(w->x, w->w.cols, w->tokens, w->w.cols, w->packed);
 }
 
 static void bench_matmul(const kernels *k) {
@@ -82,22 +94,30 @@ static void bench_matmul(const kernels *k) {
             size_t rows = shapes[s].rows, cols = shapes[s].cols, tokens = shapes[s].tokens;
             if (cols % format_describe(formats[f]).block_values != 0) continue;
             size_t row_bytes = format_bytes(formats[f], cols);
-            buffer b[4] = {buffer_new(rows * row_bytes), buffer_new(tokens * cols * 4), buffer_new(tokens * rows * 4),
-                           buffer_new(matmul_scratch_floats(cols) * 4)};
+            bool packed = tokens > 8 && k->matmul_packed != NULL;
+            size_t scratch = packed ? matmul_packed_scratch_floats(tokens) : matmul_scratch_floats(cols);
+            buffer b[5] = {buffer_new(rows * row_bytes), buffer_new(tokens * cols * 4), buffer_new(tokens * rows * 4),
+                           buffer_new(scratch * 4), buffer_new(packed ? matmul_packed_floats(tokens, cols) * 4 : 0)};
             work w = {.k = k,
                       .w = {b[0].data, rows, cols, row_bytes, formats[f]},
                       .tokens = tokens,
                       .x = (float *)b[1].data,
                       .y = (float *)b[2].data,
-                      .scratch = (float *)b[3].data};
+                      .scratch = (float *)b[3].data,
+                      .packed = (float *)b[4].data};
             weights_fill(&seed, formats[f], b[0].data, rows * cols);
             values_fill(&seed, VALUES_NORMAL, w.x, tokens * cols);
             char name[64];
             snprintf(name, sizeof name, "matmul %s %zux%zu x %zu", format_describe(formats[f]).name, rows, cols,
                      tokens);
-            measure(name, run_matmul, &w, (double)(rows * row_bytes), (double)(rows * cols),
+            if (packed) run_pack(&w);
+            measure(name, packed ? run_packed : run_matmul, &w, (double)(rows * row_bytes), (double)(rows * cols),
                     2.0 * (double)(rows * cols * tokens));
-            for (int i = 0; i < 4; i++) buffer_free(&b[i]);
+            if (packed && f == 0) { /* Once for all rows of the matrices that x is multiplied by. */
+                snprintf(name, sizeof name, "pack_x %zu x %zu", cols, tokens);
+                measure(name, run_pack, &w, (double)b[1].bytes, (double)(tokens * cols), 0);
+            }
+            for (int i = 0; i < 5; i++) buffer_free(&b[i]);
         }
     }
 }

@@ -160,25 +160,63 @@ typedef struct matmul_case {
     format f;
     size_t rows, cols, tokens, row_begin, row_end;
     values_kind kind;
+    bool packed; /* x is */
 } matmul_case;
+
+/* y of some rows of w, of x as the case has it. */
+static void multiply_rows(const kernels *k, const matmul_case *c, const matrix *w, size_t begin, size_t end,
+                          const float *x, float *y, float *scratch) {
+    size_t x_stride = c->cols + 3, y_stride = c->rows + 5;
+    if (c->packed) {
+        k->matmul_packed(w, begin, end, x, c->tokens, y, y_stride, scratch);
+    } else {
+        k->matmul(w, begin, end, x, x_stride, c->tokens, y, y_stride, scratch);
+    }
+}
+
+/* All rows at once to y, and in runs to y2, with x packed in runs of tokens. */
+static void multiply_case(const kernels *k, const matmul_case *c, const matrix *w, const float *x, float *y,
+                          float *y2) {
+    size_t packed_floats = c->packed ? matmul_packed_floats(c->tokens, c->cols) : 0, x_stride = c->cols + 3;
+    size_t floats = c->packed ? matmul_packed_scratch_floats(c->tokens) : matmul_scratch_floats(c->cols);
+    buffer sb, pb, p2b;
+    float *scratch = floats_new(&sb, floats), *packed = floats_new(&pb, packed_floats);
+    float *packed2 = floats_new(&p2b, packed_floats);
+    memset(scratch, 0xFF, sb.bytes); /* NaN: what is read must have been written. */
+    if (c->packed) k->pack_x(x, x_stride, c->tokens, c->cols, packed);
+    for (size_t t = 0; c->packed && t < c->tokens; t += PACK_TOKENS) {
+        size_t n = c->tokens - t < PACK_TOKENS ? c->tokens - t : PACK_TOKENS;
+        k->pack_x(x + t * x_stride, x_stride, n, c->cols, packed2 + matmul_packed_floats(t, c->cols));
+    }
+    multiply_rows(k, c, w, c->row_begin, c->row_end, c->packed ? packed : x, y, scratch);
+    for (size_t r = c->row_begin; r < c->row_end; r += MATMUL_ROWS) {
+        size_t end = r + MATMUL_ROWS < c->row_end ? r + MATMUL_ROWS : c->row_end;
+        multiply_rows(k, c, w, r, end, c->packed ? packed2 : x, y2, scratch);
+    }
+    buffer_free(&p2b);
+    buffer_free(&pb);
+    buffer_free(&sb);
+}
+
+/* What matmul_packed promises (math/kernels.h): products within 3 * 2^-16, and beside it an absolute error where a
+ * factor, a product or a sum falls below 2^-126. */
+static double packed_allowed(const float *w, const float *x, size_t n, double magnitude) {
+    double small = 0;
+    for (size_t i = 0; i < n; i++) small += fabs((double)w[i]) + fabs((double)x[i]) + 3;
+    return (3 * 0x1p-16 + 1e-6) * magnitude + 0x1p-126 * small;
+}
 
 static void check_matmul_case(const kernels *k, const matmul_case *c) {
     size_t x_stride = c->cols + 3, y_stride = c->rows + 5, row_bytes = format_bytes(c->f, c->cols) + 1;
     size_t y_size = c->tokens > 0 ? (c->tokens - 1) * y_stride + c->rows : 0, x_size = c->tokens * x_stride;
-    buffer wb = buffer_new(c->rows * row_bytes), line_b, xb, yb, y2b, sb;
+    buffer wb = buffer_new(c->rows * row_bytes), line_b, xb, yb, y2b;
     float *x = floats_new(&xb, x_size - (c->tokens > 0 ? 3 : 0)), *y = floats_new(&yb, y_size);
     float *y2 = floats_new(&y2b, y_size), *line = floats_new(&line_b, c->cols);
-    float *scratch = floats_new(&sb, matmul_scratch_floats(c->cols));
     /* Rows end right at the guard and start at odd addresses. */
     matrix w = {wb.data + 1, c->rows, c->cols, row_bytes, c->f};
     for (size_t r = 0; r < c->rows; r++) weights_fill(&seed, c->f, wb.data + 1 + r * row_bytes, c->cols);
     values_fill(&seed, c->kind, x, xb.bytes / 4);
-    memset(scratch, 0xFF, sb.bytes); /* NaN: what is read must have been written. */
-    k->matmul(&w, c->row_begin, c->row_end, x, x_stride, c->tokens, y, y_stride, scratch);
-    for (size_t r = c->row_begin; r < c->row_end; r += MATMUL_ROWS) {
-        size_t end = r + MATMUL_ROWS < c->row_end ? r + MATMUL_ROWS : c->row_end;
-        k->matmul(&w, r, end, x, x_stride, c->tokens, y2, y_stride, scratch);
-    }
+    multiply_case(k, c, &w, x, y, y2);
     expect(memcmp(y, y2, yb.bytes) == 0, "row runs give the same bits", c->rows, c->cols, c->tokens);
 
     bool good = true, untouched = true;
@@ -189,8 +227,10 @@ static void check_matmul_case(const kernels *k, const matmul_case *c) {
             for (size_t i = 0; i < c->cols; i++) sum += (double)line[i] * x[t * x_stride + i];
             for (size_t i = 0; i < c->cols; i++) magnitude += fabs((double)line[i] * x[t * x_stride + i]);
             float got = y[t * y_stride + r];
+            double allowed = 1e-6 * magnitude + 1e-44 * (double)(c->cols + 1);
+            if (c->packed) allowed = packed_allowed(line, x + t * x_stride, c->cols, magnitude);
             if (r >= c->row_begin && r < c->row_end) {
-                good = good && within(got, sum, 1e-6 * magnitude + 1e-44 * (double)(c->cols + 1));
+                good = good && within(got, sum, allowed);
             } else {
                 untouched = untouched && memcmp(&got, "\xA5\xA5\xA5\xA5", 4) == 0;
             }
@@ -202,8 +242,23 @@ static void check_matmul_case(const kernels *k, const matmul_case *c) {
     buffer_free(&xb);
     buffer_free(&yb);
     buffer_free(&y2b);
-    buffer_free(&sb);
     buffer_free(&line_b);
+}
+
+static void check_matmul_packed(const kernels *k) {
+    static const size_t tokens[] = {0, 1, 9, 16, 17, 31, 32, 33, 70}, rows[] = {1, 15, 17, 33, 64, 70, 150};
+    int f, turn = 0;
+    for (size_t i = 0; (f = format_nth(i)) >= 0; i++) {
+        size_t block = format_describe((uint32_t)f).block_values, of_one[] = {0, 1, 7, 33, 257, 545};
+        for (size_t j = 0; j < (block == 1 ? 6u : 3u); j++) {
+            for (size_t t = 0; t < sizeof tokens / sizeof *tokens; t++, turn++) {
+                size_t n = rows[turn % 7], cols = block == 1 ? of_one[j] : block * (size_t[]){1, 2, 9}[j];
+                values_kind kind = (values_kind)(turn % 3 == 0 ? turn / 3 % VALUES_KINDS : VALUES_NORMAL);
+                matmul_case c = {(format)f, n, cols, tokens[t], turn % 2 == 0 ? n / 3 : 0, n - n / 4, kind, true};
+                check_matmul_case(k, &c);
+            }
+        }
+    }
 }
 
 static void check_matmul(const kernels *k) {
@@ -216,7 +271,8 @@ static void check_matmul(const kernels *k) {
         for (size_t j = 0; j < (block == 1 ? 5u : block == 32 ? 4u : 2u); j++) {
             for (size_t t = 0; t < sizeof tokens / sizeof *tokens; t++) {
                 size_t n = rows[(i + j + t) % 5];
-                matmul_case c = {(format)f, n, cols[j], tokens[t], n / 3, n, (values_kind)((t + j) % VALUES_KINDS)};
+                values_kind kind = (values_kind)((t + j) % VALUES_KINDS);
+                matmul_case c = {(format)f, n, cols[j], tokens[t], n / 3, n, kind, false};
                 check_matmul_case(k, &c);
                 c.kind = VALUES_NORMAL;
                 c.row_begin = 0;
@@ -226,15 +282,16 @@ static void check_matmul(const kernels *k) {
         }
     }
     for (size_t t = 0; t < 9; t++) { /* Columns that go through in several runs. */
-        matmul_case c = {FORMAT_Q8_0, 37, t < 2 ? 4128 : 2112, t + 1, 0, 37, VALUES_NORMAL};
+        matmul_case c = {FORMAT_Q8_0, 37, t < 2 ? 4128 : 2112, t + 1, 0, 37, VALUES_NORMAL, false};
         check_matmul_case(k, &c);
         c.f = FORMAT_F16, c.cols += 5, c.row_begin = 3;
         check_matmul_case(k, &c);
         c.f = FORMAT_Q6_K, c.cols = t < 2 ? 4352 : 2304;
         check_matmul_case(k, &c);
     }
-    matmul_case nothing = {FORMAT_Q8_0, 40, 64, 3, 7, 7, VALUES_NORMAL};
+    matmul_case nothing = {FORMAT_Q8_0, 40, 64, 3, 7, 7, VALUES_NORMAL, false};
     check_matmul_case(k, &nothing);
+    if (k->matmul_packed != NULL) check_matmul_packed(k);
 }
 
 /* ---- Rows ---------------------------------------------------------------------------------------------------- */
@@ -787,7 +844,7 @@ static bool is_set(const char *name) {
 /* Those that the CPUs which run the tests may lack. */
 static const char *const newer_sets[] = {
 #if defined(__x86_64__)
-    "avx512",
+    "avx2", "avx_vnni", "avx512", "amx",
 #elif defined(__aarch64__)
     "neon_dot", "neon_i8mm",
 #endif
@@ -823,7 +880,7 @@ int main(int argc, char **argv) {
             verdict.cases = verdict.failures = 0, verdict.worst = 0, seed = 1;
             ops[i].check(kernels_at(s));
             verdict.failures_all += verdict.failures;
-            printf("%-9s %-9s %6zu checks, error at most %5.3f of what is allowed: %s\n", verdict.op, verdict.set,
+            printf("%-9s %-11s %6zu checks, error at most %5.3f of what is allowed: %s\n", verdict.op, verdict.set,
                    verdict.cases, verdict.worst, verdict.failures == 0 ? "ok" : "FAILED");
             if (verdict.failures > 0) printf("  %zu failures\n", verdict.failures);
         }

@@ -16,7 +16,7 @@ PATH = os.environ.get("RINGSPAN_LIB", os.path.join(ROOT, "build/release/librings
 
 (OK, BAD_ARGUMENT, BAD_FORMAT, UNSUPPORTED, LIMIT, CANCELLED, PEER_LOST, PEER_LATE, NO_MEMORY, IO, DEVICE) = range(11)
 KV = {"f16": 0, "q8_0": 1, "q4_0": 2}
-KERNELS = ("ref", "portable", "avx2", "avx512", "neon", "neon_dot", "neon_i8mm")
+KERNELS = ("ref", "portable", "avx2", "avx_vnni", "avx512", "amx", "neon", "neon_dot", "neon_i8mm")
 SPLITS = {"auto": 0, "r1": 1, "r2": 2, "r3": 3, "r4": 4, "tp": 5, "pp": 6}
 RANKS_MAX = 64
 

@@ -219,7 +219,7 @@ def test_probe_measures_and_stores(probed):
     assert profile["ringspan_version"] == call("--version").stdout.split()[1]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", profile["measured_at"])
     assert profile["host"] == socket.gethostname() and profile["cpu"] and profile["int8_by"]
-    assert profile["kernels"] in ("portable", "avx2", "avx512", "neon", "neon_dot", "neon_i8mm")
+    assert profile["kernels"] in ("portable", "avx2", "avx_vnni", "avx512", "neon", "neon_dot", "neon_i8mm")
     assert profile["cpus"] == len(os.sched_getaffinity(0)) >= profile["cores"] >= 1 and profile["numa_nodes"] >= 1
     assert profile["buffer_bytes"] >= max(256 << 20, 4 * profile["cache_bytes"])
     assert profile["buffer_bytes"] <= profile["allowed_bytes"] / 4 < profile["memory_bytes"] / 4
