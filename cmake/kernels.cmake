@@ -39,6 +39,7 @@ get_target_property(kind rs_math TYPE)
 if(kind STREQUAL STATIC_LIBRARY AND NOT RINGSPAN_COVERAGE)
   target_compile_options(rs_math PRIVATE -O3)   # Also under the sanitizers, where the tests would crawl without.
   if(CMAKE_C_COMPILER_ID STREQUAL GNU)
-    target_compile_options(rs_math PRIVATE -fno-var-tracking)   # A third of the time goes into what debuggers rarely show.
+    # A third of the time goes into where variables lie, which debuggers of such code rarely get right anyway.
+    target_compile_options(rs_math PRIVATE -fno-var-tracking)
   endif()
 endif()

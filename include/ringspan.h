@@ -144,8 +144,8 @@ typedef struct rs_options {
     uint32_t chunk;        /* prompt tokens evaluated at once; 0: 512, or 128 a rank if that is more */
     uint32_t threads;      /* of all ranks together; 0: the cores this process may use */
     uint64_t memory_limit; /* bytes, 0: what the machine (or its cgroup) has free */
-    /* "ref", "portable", "avx2", "avx_vnni", "avx512", "amx", "neon", "neon_dot" or "neon_i8mm"; NULL: the best this CPU
-     * runs but "amx", whose prefill is less exact than the others' */
+    /* "ref", "portable", "avx2", "avx_vnni", "avx512", "amx", "neon", "neon_dot" or "neon_i8mm"; NULL: the best that
+     * this CPU runs, but not "amx", whose prefill is less exact than the others' */
     const char *kernels;
 } rs_options;
 

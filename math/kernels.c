@@ -7,23 +7,28 @@
 #include "base/status.h"
 #include "math/kernels_sets.h"
 
-#if defined(__x86_64__)
+#ifdef RS_SET_AVX2
 #include <cpuid.h>
-#include <stdatomic.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 static bool has_avx2(void) {
     unsigned a, b, c, d; /* clang's builtin does not know f16c. */
     bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
     return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
+#endif
 
+#ifdef RS_SET_AVX_VNNI
 static bool has_avx_vnni(void) {
     enum { AVX_VNNI = 1 << 4 }; /* CPUID 7.1, EAX */
     unsigned a, b, c, d;
     return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & AVX_VNNI) != 0;
 }
+#endif
+
+#ifdef RS_SET_AVX512
+#include <stdatomic.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 static bool has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -52,7 +57,9 @@ static bool has_amx(void) {
     }
     return answer == YES;
 }
-#elif defined(__aarch64__)
+#endif
+
+#ifdef RS_SET_NEON
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 
