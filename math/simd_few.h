@@ -32,10 +32,28 @@ INLINE int values_per_scale(format f) {
     return f == FORMAT_Q6_K ? 16 : GROUP;
 }
 
-/* Bytes of the least run of whole groups and blocks. */
+/* Bytes of the least run of whole groups and blocks: constants, which format_bytes is not here. */
 INLINE size_t few_block_bytes(format f) {
-    size_t values = has_superblocks(f) ? 256 : GROUP;
-    return format_bytes(f, values);
+    switch (f) {
+    case FORMAT_Q4_0:
+        return 18;
+    case FORMAT_Q4_1:
+        return 20;
+    case FORMAT_Q5_0:
+        return 22;
+    case FORMAT_Q8_0:
+        return 34;
+    case FORMAT_Q4_K:
+        return 144;
+    case FORMAT_Q5_K:
+        return 176;
+    case FORMAT_Q6_K:
+        return 210;
+    case FORMAT_F32:
+        return GROUP * 4;
+    default: /* FORMAT_F16, FORMAT_BF16 */
+        return GROUP * 2;
+    }
 }
 
 /* Groups that share bytes, so that their places in these are constants of the unrolled loop. */
@@ -273,10 +291,16 @@ static void pack_x(const float *x, size_t x_stride, size_t n_x, size_t cols, siz
     for (size_t k = 0; k < cols; k += GROUP) {
         size_t n = cols - k < GROUP ? cols - k : GROUP;
         for (size_t t = 0; t < tokens; t++, packed += X_GROUP) {
-            if (t >= n_x || n < GROUP) memset(packed, 0, GROUP * sizeof *packed);
-            if (t < n_x) memcpy(packed, x + t * x_stride + k, n * sizeof *packed);
-            vf sum = load(packed);
-            for (size_t i = LANES; i < GROUP; i += LANES) sum += load(packed + i);
+            const float *from = x + t * x_stride + k;
+            float some[GROUP] = {0};
+            if (t >= n_x) from = some;
+            if (t < n_x && n < GROUP) from = memcpy(some, from, n * sizeof *some);
+            vf sum = splat(0);
+            for (size_t i = 0; i < GROUP; i += LANES) {
+                vf v = load(from + i);
+                store(packed + i, v);
+                sum += v;
+            }
             store(packed + GROUP, sum);
         }
     }
