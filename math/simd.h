@@ -251,7 +251,7 @@ INLINE vf exp_of_negative(vf x) {
     vf r = (x - n * 0x1.62ep-1f) - n * 0x1.0bfbe8p-15f;
     vf p = ((((r * 0x1.6a2434p-10f + 0x1.1239e2p-7f) * r + 0x1.5558f2p-5f) * r + 0x1.555492p-3f) * r + 0x1.fffffcp-2f);
     vf mantissa = r * r * p + r + 1;
-    return (vf)(~(x < splat(-87.3f)) & ((vi)mantissa + ((vi)shifted << 23)));
+    return (vf)(~(x < splat(-87.3f)) & (vi)((vu)mantissa + ((vu)shifted << 23)));
 #endif
 }
 

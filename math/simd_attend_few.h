@@ -145,13 +145,13 @@ INLINE vi dot_pairs(vi acc, vi x, vi w) {
 #if defined(__AVX512VNNI__) && LANES == 16
     return (vi)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)x, (__m512i)w);
 #elif defined(__AVX512BW__) && LANES == 16
-    acc += (vi)_mm512_madd_epi16((__m512i)x, (__m512i)w);
+    acc = (vi)((vu)acc + (vu)_mm512_madd_epi16((__m512i)x, (__m512i)w));
     __asm__("" : "+v"(acc));
     return acc;
 #elif defined(__AVXVNNI__) && LANES == 8
     return (vi)_mm256_dpwssd_avx_epi32((__m256i)acc, (__m256i)x, (__m256i)w);
 #elif defined(__AVX2__) && LANES == 8
-    acc += (vi)_mm256_madd_epi16((__m256i)x, (__m256i)w);
+    acc = (vi)((vu)acc + (vu)_mm256_madd_epi16((__m256i)x, (__m256i)w));
     __asm__("" : "+x"(acc));
     return acc;
 #elif defined(__SSE2__) && LANES == 4
