@@ -15,8 +15,7 @@ enum {
     SPLIT_PAGES = 8,  /* of at least this many pages, */
     SPLIT_RUN = 64,   /* and no more than this many while the parts last: they cost a merge each */
     ELEMENTS_PER_ITEM = 16384,
-    DECODE_TOKENS = 8, /* with so few tokens, */
-    SMALL_ROWS = 2048, /* matrices of fewer rows are cut into items of half as many rows as others */
+    SMALL_ROWS = 2048, /* for few tokens, matrices of fewer rows are cut into items of half as many rows */
 };
 
 typedef struct cpu {
@@ -145,7 +144,7 @@ static void matmul_item(void *job, size_t item, size_t thread) {
 /* In decode small matrices are cut finer, so that many threads have work; larger pieces suit the panels of prefill, and
  * larger ones still pay where each reads all of a packed x. */
 static size_t item_rows(const matmul_job *j, size_t rows) {
-    if (rows < SMALL_ROWS) return j->tokens <= DECODE_TOKENS ? MATMUL_ROWS / 2 : MATMUL_ROWS;
+    if (rows < SMALL_ROWS) return j->tokens <= FEW_TOKENS ? MATMUL_ROWS / 2 : MATMUL_ROWS;
     return j->packed ? PACKED_ROWS : MATMUL_ROWS;
 }
 
@@ -154,7 +153,7 @@ static void run_matmul(device *d, matmul_job job) {
     job.c = (cpu *)d;
     size_t rows = 0, items = 0;
     for (size_t i = 0; i < job.n; i++) rows += job.list[i].w->rows;
-    job.packed = job.tokens > DECODE_TOKENS && job.c->k->matmul_packed != NULL;
+    job.packed = job.tokens > FEW_TOKENS && job.c->k->matmul_packed != NULL;
     job.rows_per_item = item_rows(&job, rows);
     if (job.packed) pool_run(job.c->pool, pack_item, &job, (job.tokens + PACK_TOKENS - 1) / PACK_TOKENS);
     for (size_t i = 0; i < job.n; i++) items += matmul_items(&job, job.list[i].w);

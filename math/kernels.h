@@ -17,6 +17,7 @@
 
 enum {
     PAGE_TOKENS = 64, /* tokens of a KV page */
+    FEW_TOKENS = 8,   /* up to so many tokens, weights are multiplied as they are read; with more, pack_x pays */
     MATMUL_ROWS = 32, /* callers split a matmul over threads in runs of up to this many rows */
     PACKED_ROWS = 64, /* and one of a packed x of up to this many: each run reads all of x */
     PACK_TOKENS = 32, /* tokens that are packed together */

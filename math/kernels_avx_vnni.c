@@ -3,26 +3,9 @@
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && defined(__AVXVNNI__)
 #define LANES 8
 
-#include "math/simd_attend.h"
-#include "math/simd_probe.h"
-#include "math/simd_rows.h"
+#include "math/simd_set.h"
 
-const kernels kernels_avx_vnni = {
-    .name = "avx_vnni",
-    .probe = &probes,
-    .matmul = matmul,
-    .expand = expand,
-    .rms_norm = rms_norm,
-    .rope = rope,
-    .gate = gate,
-    .add = add,
-    .scale = scale,
-    .hadamard = hadamard,
-    .kv_store = kv_store,
-    .kv_load = kv_load,
-    .attend_head = attend_head,
-    .merge = merge,
-};
+const kernels kernels_avx_vnni = {.name = "avx_vnni", SIMD_SET};
 #elif defined(__x86_64__)
 #error "compile this file with -mavx2 -mfma -mf16c -mavxvnni"
 #endif

@@ -4,26 +4,9 @@
 #define LANES 4
 #define NEON 1
 
-#include "math/simd_attend.h"
-#include "math/simd_probe.h"
-#include "math/simd_rows.h"
+#include "math/simd_set.h"
 
-const kernels kernels_neon_i8mm = {
-    .name = "neon_i8mm",
-    .matmul = matmul,
-    .expand = expand,
-    .rms_norm = rms_norm,
-    .rope = rope,
-    .gate = gate,
-    .add = add,
-    .scale = scale,
-    .hadamard = hadamard,
-    .kv_store = kv_store,
-    .kv_load = kv_load,
-    .attend_head = attend_head,
-    .merge = merge,
-    .probe = &probes,
-};
+const kernels kernels_neon_i8mm = {.name = "neon_i8mm", SIMD_SET};
 #else
 #error "compile this file with -march=armv8.2-a+dotprod+i8mm"
 #endif

@@ -6,7 +6,6 @@
 
 enum {
     PRODUCT_K = 256,  /* columns of w expanded at a time: a multiple of every block, small enough for L1 */
-    FEW_TOKENS = 8,   /* up to so many tokens, packed weights are multiplied as they are read */
     FEW_ROWS = 4,     /* at most so many rows of w at once then */
     GROUP = 32,       /* values that are unpacked together then */
     TILE_ROWS = 16,   /* rows of a tile of packed x or w, */

@@ -217,25 +217,28 @@ INLINE void store_half(uint8_t *dst, vf v) {
 #endif
 }
 
-/* exp(x) within 1e-7 (relative) for -87.3 < x < 88.3; 0 below, so exp(-INFINITY) is 0, and INFINITY above; NaN stays
- * NaN.
- * x = n ln2 + r with |r| <= ln2 / 2; e^r = 1 + r + r^2 P(r), P being the polynomial of least relative error. */
-INLINE vf exp_of(vf x) {
-#if defined(__AVX512F__) && LANES == 16
-    __m512 n = _mm512_roundscale_ps((__m512)(x * 0x1.715476p+0f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    vf r = (x - (vf)n * 0x1.62ep-1f) - (vf)n * 0x1.0bfbe8p-15f;
+/* e^(x - n ln2), n whole and next to x / ln2: with r = x - n ln2, |r| <= ln2 / 2, it is 1 + r + r^2 P(r), P being the
+ * polynomial of least relative error. */
+INLINE vf exp_rest(vf x, vf n) {
+    vf r = (x - n * 0x1.62ep-1f) - n * 0x1.0bfbe8p-15f; /* ln2 in two parts; n times the first is exact. */
     vf p = ((((r * 0x1.6a2434p-10f + 0x1.1239e2p-7f) * r + 0x1.5558f2p-5f) * r + 0x1.555492p-3f) * r + 0x1.fffffcp-2f);
+    return r * r * p + r + 1;
+}
+
+/* exp(x) within 1e-7 (relative) for -87.3 < x < 88.3; 0 below, so exp(-INFINITY) is 0, and INFINITY above; NaN stays
+ * NaN. */
+INLINE vf exp_of(vf x) {
+#if LANES == 16
+    __m512 n = _mm512_roundscale_ps((__m512)(x * 0x1.715476p+0f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __mmask16 counts = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.3f), _CMP_NLT_UQ); /* NaN does. */
-    return (vf)_mm512_maskz_scalef_ps(counts, (__m512)(r * r * p + r + 1), n);
+    return (vf)_mm512_maskz_scalef_ps(counts, (__m512)exp_rest(x, (vf)n), n);
 #else
     const vf round = splat(0x1.8p23f); /* Adding this rounds to an integer, which ends up in the low bits. */
     vi zero = x < splat(-87.3f);
     vi huge = x > splat(88.3f);
     x = choose(zero | huge, splat(0), x);
-    vf shifted = x * 0x1.715476p+0f + round, n = shifted - round;
-    vf r = (x - n * 0x1.62ep-1f) - n * 0x1.0bfbe8p-15f; /* ln2 in two parts; n times the first is exact. */
-    vf p = ((((r * 0x1.6a2434p-10f + 0x1.1239e2p-7f) * r + 0x1.5558f2p-5f) * r + 0x1.555492p-3f) * r + 0x1.fffffcp-2f);
-    vf mantissa = r * r * p + r + 1;
+    vf shifted = x * 0x1.715476p+0f + round;
+    vf mantissa = exp_rest(x, shifted - round);
     vf power = (vf)(((vi)shifted << 23) + (127 << 23));
     return choose(huge, splat(INFINITY), (vf)(~zero & (vi)(mantissa * power)));
 #endif
@@ -243,14 +246,12 @@ INLINE vf exp_of(vf x) {
 
 /* The same for x <= 0 alone, in fewer steps: what softmax weights need. */
 INLINE vf exp_of_negative(vf x) {
-#if defined(__AVX512F__) && LANES == 16
+#if LANES == 16
     return exp_of(x);
 #else
     const vf round = splat(0x1.8p23f);
-    vf shifted = x * 0x1.715476p+0f + round, n = shifted - round;
-    vf r = (x - n * 0x1.62ep-1f) - n * 0x1.0bfbe8p-15f;
-    vf p = ((((r * 0x1.6a2434p-10f + 0x1.1239e2p-7f) * r + 0x1.5558f2p-5f) * r + 0x1.555492p-3f) * r + 0x1.fffffcp-2f);
-    vf mantissa = r * r * p + r + 1;
+    vf shifted = x * 0x1.715476p+0f + round;
+    vf mantissa = exp_rest(x, shifted - round);
     return (vf)(~(x < splat(-87.3f)) & (vi)((vu)mantissa + ((vu)shifted << 23)));
 #endif
 }

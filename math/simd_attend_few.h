@@ -142,12 +142,8 @@ INLINE vi value_pair(const rs_kv_format kv, vi x, const int p) {
 /* acc + the products of both 16-bit halves of each lane. The empty statement keeps gcc from adding products to each
  * other first, for which it would run out of registers. */
 INLINE vi dot_pairs(vi acc, vi x, vi w) {
-#if defined(__AVX512VNNI__) && LANES == 16
+#if LANES == 16
     return (vi)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)x, (__m512i)w);
-#elif defined(__AVX512BW__) && LANES == 16
-    acc = (vi)((vu)acc + (vu)_mm512_madd_epi16((__m512i)x, (__m512i)w));
-    __asm__("" : "+v"(acc));
-    return acc;
 #elif defined(__AVXVNNI__) && LANES == 8
     return (vi)_mm256_dpwssd_avx_epi32((__m256i)acc, (__m256i)x, (__m256i)w);
 #elif defined(__AVX2__) && LANES == 8

@@ -4,12 +4,8 @@
 
 #include "math/simd.h"
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#elif defined(__aarch64__)
+#if defined(__aarch64__)
 #include <arm_neon.h>
-#include <asm/hwcap.h>
-#include <sys/auxv.h>
 #endif
 
 /* Chains that wait for nobody but themselves: latency times instructions a cycle at least, and they must all stay in
@@ -81,9 +77,14 @@ INLINE double count_pairs(const vi *sums) {
 
 /* sum += four products of int8 in each lane. */
 #if LANES == 16
-#define DOT8_INSTRUCTION "vpmaddubsw, vpmaddwd (512 bits)"
+#define DOT8_INSTRUCTION "vpdpbusd (512 bits)"
 INLINE vi dot8_add(vi sum, vi a, vi b) {
-    return sum + (vi)_mm512_madd_epi16(_mm512_maddubs_epi16((__m512i)a, (__m512i)b), _mm512_set1_epi16(1));
+    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+}
+#elif defined(__AVXVNNI__)
+#define DOT8_INSTRUCTION "vpdpbusd"
+INLINE vi dot8_add(vi sum, vi a, vi b) {
+    return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
 }
 #elif defined(__AVX2__)
 #define DOT8_INSTRUCTION "vpmaddubsw, vpmaddwd"
@@ -114,64 +115,13 @@ INLINE vi dot8_add(vi sum, vi a, vi b) {
 }
 #endif
 
-/* One instruction for four products is newer than what the other sets require: whether the CPU has it shows when it
- * runs. */
-#if LANES == 16
-#define FUSED __attribute__((target("avx512vnni")))
-#define FUSED_INSTRUCTION "vpdpbusd (512 bits)"
-INLINE bool has_fused(void) {
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (c & bit_AVX512VNNI) != 0;
-}
-FUSED INLINE vi fused_add(vi sum, vi a, vi b) {
-    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
-}
-#elif defined(__AVX2__)
-#define FUSED __attribute__((target("avxvnni")))
-#define FUSED_INSTRUCTION "vpdpbusd"
-INLINE bool has_fused(void) {
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & bit_AVXVNNI) != 0;
-}
-FUSED INLINE vi fused_add(vi sum, vi a, vi b) {
-    return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
-}
-#elif defined(__aarch64__) && !defined(__ARM_FEATURE_DOTPROD)
-#define FUSED __attribute__((target("arch=armv8.2-a+dotprod")))
-#define FUSED_INSTRUCTION "sdot"
-INLINE bool has_fused(void) {
-    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
-}
-FUSED INLINE vi fused_add(vi sum, vi a, vi b) {
-    return (vi)vdotq_s32((int32x4_t)sum, (int8x16_t)a, (int8x16_t)b);
-}
-#endif
-
-#ifdef FUSED
-FUSED static double dot8_fused(size_t n) {
-    vi sums[PROBE_CHAINS] = {0}, a = (vi)((vu){0} + four_ones), b = a;
-    OPAQUE(a);
-    for (size_t i = 0; i < n; i++) {
-        for (size_t c = 0; c < PROBE_CHAINS; c++) {
-            OPAQUE(b); /* Else one product would do for all chains. */
-            sums[c] = fused_add(sums[c], a, b);
-        }
-    }
-    return count_pairs(sums);
-}
-#endif
-
 static double probe_dot8(size_t n, const char **instruction) {
-#ifdef FUSED
-    *instruction = FUSED_INSTRUCTION;
-    if (has_fused()) return dot8_fused(n);
-#endif
     *instruction = DOT8_INSTRUCTION;
     vi sums[PROBE_CHAINS] = {0}, a = (vi)((vu){0} + four_ones), b = a;
     OPAQUE(a);
     for (size_t i = 0; i < n; i++) {
         for (size_t c = 0; c < PROBE_CHAINS; c++) {
-            OPAQUE(b);
+            OPAQUE(b); /* Else one product would do for all chains. */
             sums[c] = dot8_add(sums[c], a, b);
         }
     }
