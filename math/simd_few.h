@@ -108,6 +108,16 @@ INLINE bool has_minimum(format f) {
     return is_scaled(f) && f != FORMAT_Q8_0 && f != FORMAT_Q6_K;
 }
 
+/* One row of a format that needs no sums of x, and has whole groups of columns, meets x as it is; else x is packed. */
+INLINE bool takes_x_as_it_is(format f, int tokens) {
+    return tokens == 1 && is_scaled(f) && !has_minimum(f);
+}
+
+/* Floats from one group of x to the next. */
+INLINE int x_group(format f, int tokens) {
+    return takes_x_as_it_is(f, tokens) ? GROUP : X_GROUP;
+}
+
 /* Vector i of group g of the part'th groups_together(f) of a block, as floats: q of the scaled formats. */
 INLINE vf quants_of(format f, const uint8_t *block, int part, int g, int i) {
     const int at = i * LANES;
@@ -159,7 +169,7 @@ INLINE void few_group_sums(format f, int tokens, int rows, const uint8_t *block,
             vf q = quants_of(f, block, part, g, j * vectors + i);
 #pragma GCC unroll 2
             for (int t = 0; t < tokens; t++) {
-                vf product = q * load(x + t * X_GROUP + (j * vectors + i) * LANES);
+                vf product = q * load(x + t * x_group(f, tokens) + (j * vectors + i) * LANES);
                 inner[t] = i == 0 ? product : inner[t] + product;
             }
         }
@@ -185,7 +195,7 @@ INLINE void few_group_scaled(format f, int tokens, int rows, const uint8_t *bloc
     }
 }
 
-/* sum[t * rows + r] += one block of each row times the same columns of x [groups][tokens][X_GROUP]. */
+/* sum[t * rows + r] += one block of each row times the same columns of x [groups][tokens][x_group]. */
 INLINE void few_block(format f, int tokens, int rows, const uint8_t *const *block, const float *x, vf *sum) {
     scales s[FEW_SUMS];
 #pragma GCC unroll 4
@@ -195,7 +205,7 @@ INLINE void few_block(format f, int tokens, int rows, const uint8_t *const *bloc
     int parts = has_superblocks(f) ? 8 / groups_together(f) : 1;
     for (int part = 0; part < parts; part++) {
 #pragma GCC unroll 4
-        for (int g = 0; g < groups_together(f); g++, x += tokens * X_GROUP) {
+        for (int g = 0; g < groups_together(f); g++, x += tokens * x_group(f, tokens)) {
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
                 if (tokens <= 2) {
@@ -223,7 +233,7 @@ INLINE void few_tail(format f, int tokens, int rows, const uint8_t *const *block
 INLINE void few_columns(format f, int tokens, int rows, const uint8_t *data, size_t row_bytes, size_t n_rows, size_t n,
                         bool start, const float *x, vf *sums) {
     size_t values = has_superblocks(f) ? 256 : GROUP, bytes = few_block_bytes(f), blocks = n / values;
-    size_t ahead = (size_t)rows * row_bytes;
+    size_t ahead = (size_t)rows * row_bytes, x_of_group = (size_t)(x_group(f, tokens) * tokens);
     for (size_t at = 0; at < n_rows; at += (size_t)rows, sums += tokens * rows) {
         const uint8_t *block[FEW_SUMS];
         const float *from = x;
@@ -234,7 +244,7 @@ INLINE void few_columns(format f, int tokens, int rows, const uint8_t *data, siz
         for (int r = 0; r < rows; r++) {
             block[r] = data + (at + (size_t)r < n_rows ? at + (size_t)r : n_rows - 1) * row_bytes;
         }
-        for (size_t b = 0; b < blocks; b++, from += values / GROUP * X_GROUP * (size_t)tokens) {
+        for (size_t b = 0; b < blocks; b++, from += values / GROUP * x_of_group) {
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
                 for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(block[r] + ahead + line);
@@ -260,31 +270,6 @@ INLINE void few_expanded(format f, int tokens, int rows, const uint8_t *data, si
     }
 }
 
-/* A run of columns of x stays in L1 while all rows of w pass. */
-INLINE void few_tile(format f, bool direct, int tokens, int rows, const matrix *w, size_t row_begin, size_t row_end,
-                     size_t n_x, float *y, size_t y_stride, float *scratch) {
-    size_t run = direct ? FEW_X_FLOATS / (size_t)tokens : PRODUCT_K; /* of columns, whole groups */
-    float *lines = scratch, *x = scratch + FEW_ROWS * PRODUCT_K;
-    for (size_t first = row_begin; first < row_end; first += MATMUL_ROWS) {
-        size_t n_rows = row_end - first < MATMUL_ROWS ? row_end - first : MATMUL_ROWS;
-        vf sums[MATMUL_ROWS * FEW_TOKENS];
-        for (size_t k = 0; k < w->cols; k += run) {
-            size_t n = w->cols - k < run ? w->cols - k : run;
-            const uint8_t *data = w->data + first * w->row_bytes + format_bytes(f, k);
-            const float *from = x + k / GROUP * X_GROUP * (size_t)tokens;
-            if (direct) {
-                few_columns(f, tokens, rows, data, w->row_bytes, n_rows, n, k == 0, from, sums);
-            } else {
-                few_expanded(f, tokens, rows, data, w->row_bytes, n_rows, n, k == 0, from, sums, lines);
-            }
-        }
-        for (size_t r = 0; r < n_rows; r++) {
-            const vf *sum = sums + r / (size_t)rows * (size_t)(rows * tokens) + r % (size_t)rows;
-            for (size_t t = 0; t < n_x; t++) y[t * y_stride + first + r] = sum_lanes(sum[t * (size_t)rows]);
-        }
-    }
-}
-
 /* Copies n_x rows to [groups][tokens][X_GROUP], each group with the sums of its vectors behind it; zeros where there
  * are no rows. (Rows a power of two apart would fall into the same cache sets.) */
 static void pack_x(const float *x, size_t x_stride, size_t n_x, size_t cols, size_t tokens, float *packed) {
@@ -306,25 +291,52 @@ static void pack_x(const float *x, size_t x_stride, size_t n_x, size_t cols, siz
     }
 }
 
+/* A run of columns of x stays in L1 while all rows of w pass. */
+INLINE void few_tile(format f, bool direct, int tokens, int rows, const matrix *w, size_t row_begin, size_t row_end,
+                     const float *x, size_t x_stride, size_t n_x, float *y, size_t y_stride, float *scratch) {
+    size_t run = direct ? FEW_X_FLOATS / (size_t)tokens : PRODUCT_K; /* of columns, whole groups */
+    const bool as_it_is = direct && takes_x_as_it_is(f, tokens);
+    float *lines = scratch, *packed = scratch + FEW_ROWS * PRODUCT_K;
+    if (!as_it_is) pack_x(x, x_stride, n_x, w->cols, (size_t)tokens, packed);
+    for (size_t first = row_begin; first < row_end; first += MATMUL_ROWS) {
+        size_t n_rows = row_end - first < MATMUL_ROWS ? row_end - first : MATMUL_ROWS;
+        vf sums[MATMUL_ROWS * FEW_TOKENS];
+        for (size_t k = 0; k < w->cols; k += run) {
+            size_t n = w->cols - k < run ? w->cols - k : run;
+            const uint8_t *data = w->data + first * w->row_bytes + format_bytes(f, k);
+            const float *from = as_it_is ? x + k : packed + k / GROUP * X_GROUP * (size_t)tokens;
+            if (direct) {
+                few_columns(f, tokens, rows, data, w->row_bytes, n_rows, n, k == 0, from, sums);
+            } else {
+                few_expanded(f, tokens, rows, data, w->row_bytes, n_rows, n, k == 0, from, sums, lines);
+            }
+        }
+        for (size_t r = 0; r < n_rows; r++) {
+            const vf *sum = sums + r / (size_t)rows * (size_t)(rows * tokens) + r % (size_t)rows;
+            for (size_t t = 0; t < n_x; t++) y[t * y_stride + first + r] = sum_lanes(sum[t * (size_t)rows]);
+        }
+    }
+}
+
 /* Where a size of its own would gain little, tokens are filled up with zeros. */
 INLINE size_t few_padded(size_t tokens) {
     return tokens <= 2 ? tokens : tokens <= 4 ? 4 : FEW_TOKENS;
 }
 
-INLINE void few_as(format f, bool direct, const matrix *w, size_t row_begin, size_t row_end, size_t tokens, float *y,
-                   size_t y_stride, float *scratch) {
-    switch (few_padded(tokens)) {
+INLINE void few_as(format f, bool direct, const matrix *w, size_t row_begin, size_t row_end, const float *x,
+                   size_t x_stride, size_t n_x, float *y, size_t y_stride, float *scratch) {
+    switch (few_padded(n_x)) {
     case 1:
-        few_tile(f, direct, 1, FEW_ROWS, w, row_begin, row_end, tokens, y, y_stride, scratch);
+        few_tile(f, direct, 1, FEW_ROWS, w, row_begin, row_end, x, x_stride, n_x, y, y_stride, scratch);
         break;
     case 2:
-        few_tile(f, direct, 2, FEW_ROWS, w, row_begin, row_end, tokens, y, y_stride, scratch);
+        few_tile(f, direct, 2, FEW_ROWS, w, row_begin, row_end, x, x_stride, n_x, y, y_stride, scratch);
         break;
     case 4:
-        few_tile(f, direct, 4, FEW_ROWS / 2, w, row_begin, row_end, tokens, y, y_stride, scratch);
+        few_tile(f, direct, 4, FEW_ROWS / 2, w, row_begin, row_end, x, x_stride, n_x, y, y_stride, scratch);
         break;
     default:
-        few_tile(f, direct, FEW_TOKENS, 1, w, row_begin, row_end, tokens, y, y_stride, scratch);
+        few_tile(f, direct, FEW_TOKENS, 1, w, row_begin, row_end, x, x_stride, n_x, y, y_stride, scratch);
         break;
     }
 }
@@ -333,10 +345,9 @@ INLINE void few_as(format f, bool direct, const matrix *w, size_t row_begin, siz
  * gives the formats that are unpacked in registers code of their own; rows of the others are expanded to L1. */
 static void product_few(const matrix *w, size_t row_begin, size_t row_end, const float *x, size_t x_stride,
                         size_t tokens, float *y, size_t y_stride, float *scratch) {
-    pack_x(x, x_stride, tokens, w->cols, few_padded(tokens), scratch + FEW_ROWS * PRODUCT_K);
 #define DIRECT(f)                                                                                                      \
     case f:                                                                                                            \
-        few_as(f, true, w, row_begin, row_end, tokens, y, y_stride, scratch);                                          \
+        few_as(f, true, w, row_begin, row_end, x, x_stride, tokens, y, y_stride, scratch);                             \
         break
     switch (w->format) {
         DIRECT(FORMAT_F32);
@@ -352,7 +363,7 @@ static void product_few(const matrix *w, size_t row_begin, size_t row_end, const
         DIRECT(FORMAT_Q6_K);
 #endif
     default:
-        few_as(w->format, false, w, row_begin, row_end, tokens, y, y_stride, scratch);
+        few_as(w->format, false, w, row_begin, row_end, x, x_stride, tokens, y, y_stride, scratch);
         break;
     }
 #undef DIRECT
