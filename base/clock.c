@@ -16,7 +16,9 @@ double clock_cpu_s(void) {
 }
 
 struct timespec clock_after(double seconds) {
+    static const double for_ever_s = 1e9; /* thirty years; INFINITY does not fit a time_t */
     struct timespec t;
+    if (!(seconds < for_ever_s)) seconds = for_ever_s;
     clock_gettime(CLOCK_MONOTONIC, &t);
     time_t whole = (time_t)seconds;
     t.tv_sec += whole;

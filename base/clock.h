@@ -10,7 +10,7 @@ double clock_s(void);
 /* Seconds of processor time that this thread has had: other programs on a busy machine do not count. */
 double clock_cpu_s(void);
 
-/* The CLOCK_MONOTONIC instant `seconds` from now, for timed waits. */
+/* The CLOCK_MONOTONIC instant `seconds` (may be INFINITY) from now, for timed waits. */
 struct timespec clock_after(double seconds);
 
 #endif

@@ -1,8 +1,9 @@
 /* comm.h: bytes between ranks. One operation, a pairwise-synchronised exchange, from which gather, reduce and hop are
- * made; a new network is one more file that fills in `exchange`.
+ * made; a new network is one more file that fills in this table.
  *
  * All ranks that have bytes for each other in an exchange must call it, in the same order. A rank exchanges nothing,
- * and waits for nobody, where both its sizes are 0. */
+ * and waits for nobody, where both its sizes are 0. An exchange in the background (begin, finish) has an order of its
+ * own, apart from that of the others. */
 #ifndef RS_COMM_COMM_H
 #define RS_COMM_COMM_H
 
@@ -18,11 +19,18 @@ typedef struct comm_part {
 typedef struct comm comm;
 struct comm {
     uint32_t rank, ranks;
+    double deadline_s; /* bounds every wait; INFINITY: none. The owner may change it between two calls */
 
     /* Sends out[p] to rank p and receives in[p] from it, for every p; out[rank] and in[rank] are ignored. Both arrays
      * are [ranks]. When it returns, what was sent may be overwritten and what was received is complete. RS_PEER_LATE
      * after the deadline, RS_PEER_LOST when a peer aborted, RS_BAD_FORMAT when sizes disagree. */
     rs_status (*exchange)(comm *c, const comm_part *out, const comm_part *in);
+
+    /* An exchange that goes on while this rank computes and exchanges: begin starts it and returns at once, finish
+     * waits until it is complete. One at a time. The two arrays are copied; their data must not be touched in between.
+     */
+    rs_status (*begin)(comm *c, const comm_part *out, const comm_part *in);
+    rs_status (*finish)(comm *c);
 
     /* Makes every present and later exchange of the group fail with RS_PEER_LOST. Any thread. */
     void (*abort)(comm *c);

@@ -13,6 +13,9 @@
 
 enum { LINE_BYTES = 64 };
 
+/* Exchanges of either kind meet in mailboxes of their own, since either may overtake the other. */
+typedef enum lane { FOREGROUND, BACKGROUND, LANES } lane;
+
 /* Written by the sender while empty, by the receiver while full. */
 typedef struct mailbox {
     _Alignas(LINE_BYTES) const void *data;
@@ -26,19 +29,19 @@ typedef struct member {
     pthread_mutex_t lock; /* held to fall asleep and to wake */
     pthread_cond_t wake;
     atomic_bool asleep;
-    _Alignas(LINE_BYTES) spin spin; /* the member's alone, and written all the time */
+    _Alignas(LINE_BYTES) spin spin;                /* the member's alone, and written all the time */
+    comm_part out[RS_RANKS_MAX], in[RS_RANKS_MAX]; /* of the exchange in the background */
 } member;
 
 struct local_group {
-    double deadline_s;
     atomic_bool aborted;
     uint32_t ranks;
-    mailbox *boxes; /* [ranks to][ranks from] */
+    mailbox *boxes; /* [lanes][ranks to][ranks from] */
     member members[];
 };
 
-static mailbox *box(local_group *g, uint32_t from, uint32_t to) {
-    return &g->boxes[(size_t)to * g->ranks + from];
+static mailbox *box(local_group *g, lane way, uint32_t from, uint32_t to) {
+    return &g->boxes[((size_t)way * g->ranks + to) * g->ranks + from];
 }
 
 static void wake(member *m) {
@@ -72,13 +75,13 @@ static rs_status wait_box(member *m, const mailbox *b, bool full, uint32_t peer,
     spin_end(&m->spin);
     if (atomic_load(&b->full) == full) return RS_OK;
     if (atomic_load(&g->aborted)) return status_fail(RS_PEER_LOST, "rank %u: the group was aborted", m->comm.rank);
-    return status_fail(RS_PEER_LATE, "rank %u waited %.0f s for rank %u", m->comm.rank, g->deadline_s, peer);
+    return status_fail(RS_PEER_LATE, "rank %u waited %.0f s for rank %u", m->comm.rank, m->comm.deadline_s, peer);
 }
 
 /* Copies what `peer` posted for this rank. */
-static rs_status receive(member *m, uint32_t peer, comm_part part, const struct timespec *until) {
+static rs_status receive(member *m, lane way, uint32_t peer, comm_part part, const struct timespec *until) {
     local_group *g = m->group;
-    mailbox *b = box(g, peer, m->comm.rank);
+    mailbox *b = box(g, way, peer, m->comm.rank);
     RS_TRY(wait_box(m, b, true, peer, until));
     if (b->bytes != part.bytes) {
         return status_fail(RS_BAD_FORMAT, "rank %u expected %zu bytes from rank %u and got %zu", m->comm.rank,
@@ -89,31 +92,50 @@ static rs_status receive(member *m, uint32_t peer, comm_part part, const struct 
     return RS_OK;
 }
 
-static void post(member *m, const comm_part *out) {
+static rs_status post(member *m, lane way, const comm_part *out) {
     local_group *g = m->group;
+    if (atomic_load(&g->aborted)) return status_fail(RS_PEER_LOST, "rank %u: the group was aborted", m->comm.rank);
     for (uint32_t p = 0; p < g->ranks; p++) {
         if (p == m->comm.rank || out[p].bytes == 0) continue;
-        mailbox *b = box(g, m->comm.rank, p);
+        mailbox *b = box(g, way, m->comm.rank, p);
         b->data = out[p].data;
         b->bytes = out[p].bytes;
         set_box(b, true, &g->members[p]);
     }
+    return RS_OK;
+}
+
+/* Receives what others posted, and waits until they have what this rank posted. */
+static rs_status complete(member *m, lane way, const comm_part *out, const comm_part *in) {
+    local_group *g = m->group;
+    uint32_t own = m->comm.rank;
+    struct timespec until = clock_after(m->comm.deadline_s);
+    for (uint32_t i = 1; i < g->ranks; i++) {
+        uint32_t p = (own + i) % g->ranks; /* everyone starts with another peer */
+        if (in[p].bytes > 0) RS_TRY(receive(m, way, p, in[p], &until));
+    }
+    for (uint32_t p = 0; p < g->ranks; p++) {
+        if (p != own && out[p].bytes > 0) RS_TRY(wait_box(m, box(g, way, own, p), false, p, &until));
+    }
+    return RS_OK;
 }
 
 static rs_status exchange(comm *c, const comm_part *out, const comm_part *in) {
     member *m = (member *)c;
-    local_group *g = m->group;
-    struct timespec until = clock_after(g->deadline_s);
-    if (atomic_load(&g->aborted)) return status_fail(RS_PEER_LOST, "rank %u: the group was aborted", c->rank);
-    post(m, out);
-    for (uint32_t i = 1; i < g->ranks; i++) {
-        uint32_t p = (c->rank + i) % g->ranks; /* everyone starts with another peer */
-        if (in[p].bytes > 0) RS_TRY(receive(m, p, in[p], &until));
-    }
-    for (uint32_t p = 0; p < g->ranks; p++) {
-        if (p != c->rank && out[p].bytes > 0) RS_TRY(wait_box(m, box(g, c->rank, p), false, p, &until));
-    }
-    return RS_OK;
+    RS_TRY(post(m, FOREGROUND, out));
+    return complete(m, FOREGROUND, out, in);
+}
+
+static rs_status begin(comm *c, const comm_part *out, const comm_part *in) {
+    member *m = (member *)c;
+    memcpy(m->out, out, c->ranks * sizeof *out);
+    memcpy(m->in, in, c->ranks * sizeof *in);
+    return post(m, BACKGROUND, m->out);
+}
+
+static rs_status finish(comm *c) {
+    member *m = (member *)c;
+    return complete(m, BACKGROUND, m->out, m->in);
 }
 
 static void abort_group(comm *c) {
@@ -126,22 +148,22 @@ rs_status local_group_open(uint32_t ranks, double deadline_s, bool roomy, local_
     assert(ranks >= 1 && ranks <= RS_RANKS_MAX);
     size_t bytes = sizeof(local_group) + ranks * sizeof(member);
     local_group *g = aligned_alloc(LINE_BYTES, bytes);
-    mailbox *boxes = aligned_alloc(LINE_BYTES, (size_t)ranks * ranks * sizeof *boxes);
+    size_t boxes_bytes = (size_t)LANES * ranks * ranks * sizeof(mailbox);
+    mailbox *boxes = aligned_alloc(LINE_BYTES, boxes_bytes);
     if (g == NULL || boxes == NULL) {
         free(g);
         free(boxes);
         return status_fail(RS_NO_MEMORY, "no memory for a group of %u ranks", ranks);
     }
     memset(g, 0, bytes);
-    memset(boxes, 0, (size_t)ranks * ranks * sizeof *boxes);
-    g->deadline_s = deadline_s;
+    memset(boxes, 0, boxes_bytes);
     g->ranks = ranks;
     g->boxes = boxes;
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     for (uint32_t r = 0; r < ranks; r++) {
-        g->members[r].comm = (comm){r, ranks, exchange, abort_group};
+        g->members[r].comm = (comm){r, ranks, deadline_s, exchange, begin, finish, abort_group};
         g->members[r].group = g;
         g->members[r].spin = spin_habit(roomy);
         pthread_mutex_init(&g->members[r].lock, NULL);
