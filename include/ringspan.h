@@ -62,6 +62,7 @@ typedef struct rs_plan rs_plan;
 typedef struct rs_engine rs_engine;
 typedef struct rs_session rs_session;
 typedef struct rs_sampler rs_sampler;
+typedef struct rs_cluster rs_cluster;
 
 /* ---- 1. Process ---------------------------------------------------------------------------------------------- */
 
@@ -147,6 +148,8 @@ typedef struct rs_options {
     /* "ref", "portable", "avx2", "avx_vnni", "avx512", "amx", "neon", "neon_dot" or "neon_i8mm"; NULL: the best that
      * this CPU runs, but not "amx", whose prefill is less exact than the others' */
     const char *kernels;
+    rs_cluster *cluster; /* NULL: ranks are threads of this process; else one rank on each of its machines, of which
+                            threads, memory_limit and kernels are then the head's alone */
 } rs_options;
 
 /* Defaults: one rank, auto split, f16 KV. */
@@ -171,7 +174,7 @@ typedef struct rs_plan_info {
     uint64_t program;     /* bytes of code, libraries, tokenizer and tables, as measured in this process */
     uint64_t ranks;       /* bytes of KV, activations and wire buffers of all ranks */
     uint64_t tables;      /* bytes of the page deal and of the timeline of tokens */
-    uint64_t total;       /* the sum: peak resident memory of this process */
+    uint64_t total;       /* the sum: peak resident memory of this process (with one rank of a cluster) */
     uint64_t limit;       /* bytes allowed */
     uint32_t context_max; /* largest context that fits the limit, 0 when none does */
 } rs_plan_info;
@@ -190,8 +193,8 @@ size_t rs_plan_tokens(const rs_plan *plan, uint32_t rank, size_t length);
 
 /* ---- 5. Engine and session ------------------------------------------------------------------------------------ */
 
-/* Starts the ranks. RS_LIMIT when one session of options->context tokens would not fit the memory limit; the error
- * names the largest context that does. The model must outlive the engine. */
+/* Starts the ranks; with a cluster, on all its machines. RS_LIMIT when one session of options->context tokens would not
+ * fit the memory limit; the error names the largest context that does. The model must outlive the engine. */
 rs_status rs_engine_open(const rs_model *model, const rs_options *options, rs_engine **out);
 
 /* Stops the ranks; closes and frees a session that is still open. NULL is allowed, as for every close and free here. */
@@ -283,6 +286,32 @@ typedef struct rs_probe {
  * is called between repetitions. RS_BAD_ARGUMENT, RS_UNSUPPORTED (kernels unknown here, or not for speed), RS_LIMIT
  * (the buffer, beyond all caches, is more than a quarter of the memory it may take), RS_CANCELLED, RS_NO_MEMORY. */
 rs_status rs_probe_run(const rs_options *options, rs_progress progress, void *user, rs_probe *out);
+
+/* ---- 8. Cluster: ranks on several machines ---------------------------------------------------------------------- */
+
+typedef struct rs_cluster_options {
+    const char *address; /* where the head listens ("HOST:PORT" or "PORT"), or where a member finds it ("HOST:PORT") */
+    const void *secret;  /* known to all machines, at least 8 bytes; not needed after the call */
+    size_t secret_bytes;
+    uint32_t hosts;            /* the head: machines to wait for, itself included */
+    double wait_s;             /* for the machines, or for the head to answer; 0: for ever, or once */
+    bool (*go_on)(void *user); /* asked now and then; false ends it with RS_CANCELLED. NULL: always true */
+    void (*news)(void *user, const char *line); /* told in one line what happens; NULL: nobody. Both: caller's thread */
+    void *user;
+} rs_cluster_options;
+
+/* Opens the head of a cluster: listens, and waits until all machines have joined with the same secret, version and
+ * model (or with no model file: they are then sent what they need). The model must outlive it. RS_BAD_ARGUMENT, RS_IO
+ * (the address), RS_PEER_LATE, RS_PEER_LOST, RS_CANCELLED, RS_NO_MEMORY. */
+rs_status rs_cluster_open(const rs_model *model, const rs_cluster_options *options, rs_cluster **out);
+
+/* After every engine on it. The other machines return from rs_cluster_join. */
+void rs_cluster_close(rs_cluster *cluster);
+
+/* Joins a head and serves it until it leaves (RS_OK). Of `own`, threads, memory_limit and kernels count. model: the
+ * head's, or NULL. RS_BAD_ARGUMENT (the address, the secret, another model), RS_UNSUPPORTED (another version), RS_LIMIT
+ * (the head's plan does not fit here), RS_PEER_LATE, RS_PEER_LOST, RS_CANCELLED, RS_NO_MEMORY. */
+rs_status rs_cluster_join(const rs_cluster_options *options, const rs_options *own, const rs_model *model);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -421,6 +421,12 @@ rs_status gguf_parse(const uint8_t *data, size_t bytes, gguf **out) {
     return parse("GGUF data", data, bytes, false, out);
 }
 
+rs_status gguf_adopt(uint8_t *data, size_t bytes, gguf **out) {
+    rs_status status = parse("the model sent", data, bytes, true, out);
+    if (status != RS_OK) munmap(data, bytes);
+    return status;
+}
+
 rs_status gguf_open(const char *path, gguf **out) {
     rs_status status;
     struct stat info;

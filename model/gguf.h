@@ -40,6 +40,9 @@ rs_status gguf_open(const char *path, gguf **out);
 
 /* The same over bytes the caller owns and keeps (tests, fuzzing). */
 rs_status gguf_parse(const uint8_t *data, size_t bytes, gguf **out);
+
+/* The same over a mapping that it takes over, also on failure, and unmaps in the end. */
+rs_status gguf_adopt(uint8_t *data, size_t bytes, gguf **out);
 void gguf_close(gguf *file);
 
 size_t gguf_file_bytes(const gguf *file);

@@ -23,6 +23,7 @@ void rs_options_init(rs_options *options) {
 }
 
 uint32_t rank_threads(const rs_options *o, uint32_t rank) {
+    if (o->cluster != NULL) return o->threads;
     uint32_t threads = o->threads / o->ranks + (rank < o->threads % o->ranks);
     return threads > 0 ? threads : 1;
 }
@@ -120,7 +121,8 @@ static rs_status measure(rs_plan *p, uint32_t context) {
         p->ranks[r].activations = working.used - p->ranks[r].wire;
         p->ranks[r].kv = kv.used;
         p->ranks[r].pages = holds_kv(p, r) ? cache.slots_full : 0;
-        sum = size_add(sum, size_add(working.used, kv.used));
+        bool here = r >= p->local.begin && r < p->local.end;
+        if (here) sum = size_add(sum, size_add(working.used, kv.used));
     }
     p->info.ranks = sum;
     p->info.tables = size_add(sizes.used, size_mul(context, sizeof(int32_t)));
@@ -177,9 +179,10 @@ static void describe_shards(rs_plan *p, const rs_model *model) {
     }
 }
 
-static rs_status make(rs_plan *p, const rs_model *model, const rs_options *options) {
+static rs_status make(rs_plan *p, const rs_model *model, const rs_options *options, uint32_t own) {
     RS_TRY(complete_options(p, model, options));
     rs_options *o = &p->options;
+    p->local = o->cluster != NULL ? (range){own, own + 1} : (range){0, o->ranks};
     RS_TRY(sharding_make(&model->h, &model->w, o->split, o->ranks, o->shares, &p->sharding));
     o->split = p->sharding.split;
     memcpy(o->shares, p->sharding.shares, sizeof o->shares);
@@ -199,18 +202,22 @@ static rs_status make(rs_plan *p, const rs_model *model, const rs_options *optio
     return RS_OK;
 }
 
-rs_status rs_plan_make(const rs_model *model, const rs_options *options, rs_plan **out) {
+rs_status plan_make(const rs_model *model, const rs_options *options, uint32_t own, rs_plan **out) {
     if (model == NULL || options == NULL || out == NULL)
         return status_fail(RS_BAD_ARGUMENT, "rs_plan_make needs a model");
     rs_plan *p = calloc(1, sizeof *p);
     if (p == NULL) return status_fail(RS_NO_MEMORY, "no memory for a plan");
-    rs_status status = make(p, model, options);
+    rs_status status = make(p, model, options, own);
     if (status != RS_OK) {
         rs_plan_free(p);
         return status;
     }
     *out = p;
     return RS_OK;
+}
+
+rs_status rs_plan_make(const rs_model *model, const rs_options *options, rs_plan **out) {
+    return plan_make(model, options, 0, out); /* of a cluster this is the head */
 }
 
 void rs_plan_free(rs_plan *p) {

@@ -14,6 +14,7 @@ typedef struct rank_buffers {
 
 struct rs_plan {
     rs_options options; /* complete */
+    range local;        /* the ranks of this process */
     const kernels *kernels;
     sharding sharding;
     arena memory; /* of the deal */
@@ -22,6 +23,9 @@ struct rs_plan {
     rs_plan_rank ranks[RS_RANKS_MAX];
     rs_plan_info info;
 };
+
+/* rs_plan_make as a machine of options->cluster sees it, whose rank is `own`; without a cluster every rank is here. */
+rs_status plan_make(const rs_model *model, const rs_options *options, uint32_t own, rs_plan **out);
 
 /* Walks a rank's working memory. */
 void rank_layout(rank_buffers *b, arena *a, const rs_plan *p, uint32_t rank);
