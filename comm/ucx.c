@@ -290,9 +290,9 @@ static void on_received(void *request, ucs_status_t status, const ucp_tag_recv_i
 }
 
 /* UCX returned a request (whose callback it may have called already) or, when it is done at once, a status. */
-static void note_transfer(transfer *t, ucs_status_ptr_t request, size_t bytes) {
+static void note_transfer(transfer *t, ucs_status_ptr_t request) {
     if (!UCS_PTR_IS_PTR(request)) {
-        end_transfer(t, UCS_PTR_RAW_STATUS(request), bytes);
+        end_transfer(t, UCS_PTR_RAW_STATUS(request), 0);
     } else if (t->under_way) {
         t->request = request;
     }
@@ -306,19 +306,17 @@ static transfer *begin_transfer(ucx_comm *u, transfer *t, transfer value) {
     return t;
 }
 
+/* Always by callback: what UCX returns when a message of several pieces is there at once lacks its size. */
 static void start_receive(ucx_comm *u, way w, uint32_t peer, comm_part part) {
     lane *l = &u->lanes[w];
-    ucp_tag_recv_info_t info = {0};
     transfer *t = begin_transfer(u, &l->in[peer], (transfer){.receives = true, .way = w, .peer = peer});
     t->bytes = part.bytes;
     ucp_request_param_t param = {.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
-                                                 UCP_OP_ATTR_FIELD_RECV_INFO,
+                                                 UCP_OP_ATTR_FLAG_NO_IMM_CMPL,
                                  .cb.recv = on_received,
-                                 .user_data = t,
-                                 .recv_info.tag_info = &info};
+                                 .user_data = t};
     uint64_t tag = tag_of(u, w, peer, l->sequence[peer]);
-    ucs_status_ptr_t request = ucp_tag_recv_nbx(u->worker, part.data, part.bytes, tag, UINT64_MAX, &param);
-    note_transfer(t, request, info.length);
+    note_transfer(t, ucp_tag_recv_nbx(u->worker, part.data, part.bytes, tag, UINT64_MAX, &param));
 }
 
 static void start_send(ucx_comm *u, way w, uint32_t peer, comm_part part) {
@@ -327,7 +325,7 @@ static void start_send(ucx_comm *u, way w, uint32_t peer, comm_part part) {
     ucp_request_param_t param = {
         .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA, .cb.send = on_sent, .user_data = t};
     uint64_t tag = tag_of(u, w, u->comm.rank, l->sequence[peer]++);
-    note_transfer(t, ucp_tag_send_nbx(u->endpoints[peer], part.data, part.bytes, tag, &param), 0);
+    note_transfer(t, ucp_tag_send_nbx(u->endpoints[peer], part.data, part.bytes, tag, &param));
 }
 
 /* Everything is expected before anything is sent, so that messages find their place when they come. */

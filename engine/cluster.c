@@ -135,7 +135,8 @@ rs_status cluster_verdict(rs_cluster *c) {
 rs_status cluster_connect(rs_cluster *c, rs_engine *e, const comm_part *addresses) {
     uint32_t ranks = e->plan->sharding.ranks, threads[RS_RANKS_MAX] = {rank_threads(&e->plan->options, e->first)};
     RS_TRY(ucx_connect(e->ucx, e->first, ranks, addresses, c->epoch, CONNECT_S));
-    topology_deal(e->topology, 1, threads);
+    /* A process that leaves units to others does not pin: several ranks of one machine would meet on the same ones. */
+    if (threads[0] == e->topology->cpus) topology_deal(e->topology, 1, threads);
     e->cluster = c;
     comm *ends = ucx_comm_of(e->ucx);
     ends->deadline_s = RANK_DEADLINE_S;

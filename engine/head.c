@@ -217,7 +217,7 @@ rs_status cluster_start(rs_cluster *c, rs_engine *e) {
     words_address *list = calloc(ranks, sizeof *list);
     if (list == NULL) return status_fail(RS_NO_MEMORY, "no memory for the addresses of %u machines", ranks);
     uint32_t threads = rank_threads(&e->plan->options, 0);
-    rs_status status = ucx_open(threads <= e->topology->cpus, &e->ucx);
+    rs_status status = ucx_open(threads == e->topology->cpus, &e->ucx);
     if (status == RS_OK) status = send_plans(c, e);
     if (status == RS_OK) status = connect_all(c, e, list);
     free(list);

@@ -90,7 +90,7 @@ static rs_status open_engine(rs_cluster *c, rs_engine *e, const words_plan *w, c
     RS_TRY(topology_open(NULL, &e->topology));
     RS_TRY(plan_make(e->model, &w->options, w->rank, &e->plan));
     RS_TRY(check_plan(e, w, model));
-    RS_TRY(ucx_open(rank_threads(&e->plan->options, w->rank) <= e->topology->cpus, &e->ucx));
+    RS_TRY(ucx_open(rank_threads(&e->plan->options, w->rank) == e->topology->cpus, &e->ucx));
     const void *own = ucx_address(e->ucx, &bytes);
     RS_TRY(words_write_address(own, bytes, &text));
     rs_status status = peer_send(c->machine[0].peer, PEER_READY, text, strlen(text));
