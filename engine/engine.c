@@ -22,6 +22,11 @@ static rs_status obey(rank *r, const command *c) {
         pool_run(r->pool, touch_piece, &memory, arena_pieces(&memory));
         break;
     }
+    case COMMAND_PACK: {
+        const model_view *m = r->forward.m;
+        slices_pack(&r->forward.weights, m->h, m->w, r->forward.own, r->engine->model->file);
+        break;
+    }
     case COMMAND_STEP:
         return forward_step(&r->forward, &c->step);
     case COMMAND_FILL:
@@ -113,6 +118,7 @@ static rs_status furnish_rank(rank *r) {
                            .own = &e->plan->sharding.of[r->index],
                            .d = r->device,
                            .c = local_group_comm(e->group, r->index),
+                           .weights = buffers.weights,
                            .b = buffers.forward};
     return RS_OK;
 }
@@ -132,9 +138,9 @@ static rs_status refuse(const rs_plan_info *info) {
                        info->options.context, (double)info->total / mib, (double)info->limit / mib, info->context_max);
 }
 
-static rs_status open_ranks(rs_engine *e, const rs_options *options) {
+static rs_status open_ranks(rs_engine *e, const rs_options *options, bool packed) {
     RS_TRY(topology_open(NULL, &e->topology)); /* before the plan, which counts what the process has by then */
-    RS_TRY(rs_plan_make(e->model, options, &e->plan));
+    RS_TRY(plan_make(e->model, options, packed, &e->plan));
     if (e->plan->info.total > e->plan->info.limit) return refuse(&e->plan->info);
     uint32_t ranks = e->plan->sharding.ranks, threads[RS_RANKS_MAX];
     for (uint32_t r = 0; r < ranks; r++) threads[r] = rank_threads(&e->plan->options, r);
@@ -147,10 +153,10 @@ static rs_status open_ranks(rs_engine *e, const rs_options *options) {
     }
     RS_TRY(engine_run(e, &(command){.kind = COMMAND_TOUCH, .memory = e->memory}));
     for (uint32_t r = 0; r < ranks; r++) RS_TRY(furnish_rank(&e->ranks[r]));
-    return RS_OK;
+    return packed ? engine_run(e, &(command){.kind = COMMAND_PACK}) : RS_OK;
 }
 
-rs_status rs_engine_open(const rs_model *model, const rs_options *options, rs_engine **out) {
+rs_status engine_open(const rs_model *model, const rs_options *options, bool packed, rs_engine **out) {
     if (model == NULL || options == NULL || out == NULL)
         return status_fail(RS_BAD_ARGUMENT, "rs_engine_open needs a model");
     rs_engine *e = calloc(1, sizeof *e);
@@ -159,13 +165,17 @@ rs_status rs_engine_open(const rs_model *model, const rs_options *options, rs_en
     pthread_mutex_init(&e->lock, NULL);
     pthread_cond_init(&e->posted, NULL);
     pthread_cond_init(&e->finished, NULL);
-    rs_status status = open_ranks(e, options);
+    rs_status status = open_ranks(e, options, packed);
     if (status != RS_OK) {
         rs_engine_close(e);
         return status;
     }
     *out = e;
     return RS_OK;
+}
+
+rs_status rs_engine_open(const rs_model *model, const rs_options *options, rs_engine **out) {
+    return engine_open(model, options, false, out);
 }
 
 void rs_engine_close(rs_engine *e) {

@@ -8,7 +8,7 @@
 #include "comm/local.h"
 #include "plan/plan.h"
 
-typedef enum command_kind { COMMAND_TOUCH, COMMAND_STEP, COMMAND_FILL, COMMAND_QUIT } command_kind;
+typedef enum command_kind { COMMAND_TOUCH, COMMAND_PACK, COMMAND_STEP, COMMAND_FILL, COMMAND_QUIT } command_kind;
 
 typedef struct command {
     command_kind kind;
@@ -48,6 +48,10 @@ struct rs_engine {
     arena memory[RS_RANKS_MAX]; /* working buffers of each rank */
     rank ranks[RS_RANKS_MAX];
 };
+
+/* rs_engine_open for ranks that share the mapped file, or that each hold packed slices of the weights: what ranks of
+ * one process have no need of, and ranks on several machines do. */
+rs_status engine_open(const rs_model *model, const rs_options *options, bool packed, rs_engine **out);
 
 /* Runs a command on all ranks and waits. On failure the first cause (not the other ranks' echo of it) is returned and
  * set as this thread's error, and the engine is broken. */
