@@ -16,6 +16,7 @@
 #include <math.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -23,6 +24,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <ucp/api/ucp.h>
+#include <ucs/debug/log_def.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -431,9 +433,17 @@ static void abort_group(comm *c) {
     leave(u);
 }
 
+/* This thread was born on the core of the one that connected, which may be pinned there and is to compute meanwhile.
+ * The process's first thread never is pinned (base/topology.h). */
+static void go_anywhere(void) {
+    cpu_set_t all;
+    if (sched_getaffinity(getpid(), sizeof all, &all) == 0) sched_setaffinity(0, sizeof all, &all);
+}
+
 /* Moves the background's bytes while the rank's thread is elsewhere. */
 static void *background_main(void *argument) {
     ucx_comm *u = argument;
+    go_anywhere();
     pthread_mutex_lock(&u->lock);
     while (!u->closing) {
         if (u->lanes[BACKGROUND].open == 0 || u->status != RS_OK || atomic_load(&u->aborted)) {
@@ -453,11 +463,12 @@ static void *background_main(void *argument) {
 
 /* ---- Opening and closing */
 
-/* UCX leaves shared memory out when lost peers are to be detected, since that costs it a look at the peer's process
- * now and then: told to take it, and to look every second, it notices within about as much. */
+/* Shared memory is left out by UCX when lost peers are to be detected, unless it is told to look now and then whether
+ * the peer's process lives: here every second. Connecting over TCP would block for minutes where nobody answers. The
+ * names are those of version 1.13 (MM: its shared memory); one that does not know them warns and goes on. */
 static ucs_status_t set_options(ucp_config_t *config) {
     static const char *const options[][2] = {
-        {"POSIX_ERROR_HANDLING", "y"}, {"SYSV_ERROR_HANDLING", "y"}, {"KEEPALIVE_INTERVAL", "1s"}};
+        {"KEEPALIVE_INTERVAL", "1s"}, {"MM_ERROR_HANDLING", "y"}, {"CONN_NB", "y"}};
     for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
         ucs_status_t status = ucp_config_modify(config, options[i][0], options[i][1]);
         if (status != UCS_OK) return status;
@@ -465,8 +476,27 @@ static ucs_status_t set_options(ucp_config_t *config) {
     return UCS_OK;
 }
 
+/* UCX logs to stdout, which is not ours. Its warnings tell of failures that our statuses tell; its errors may tell a
+ * user what is wrong with the network; more comes only when UCX_LOG_LEVEL asks for it. */
+__attribute__((format(printf, 6, 0))) static ucs_log_func_rc_t
+log_to_stderr(const char *file, unsigned line, const char *function, ucs_log_level_t level,
+              const ucs_log_component_config_t *component, const char *format, va_list args) {
+    (void)file, (void)line, (void)function, (void)component;
+    if (level == UCS_LOG_LEVEL_WARN) return UCS_LOG_FUNC_RC_STOP;
+    char text[STATUS_TEXT_MAX];
+    vsnprintf(text, sizeof text, format, args);
+    fprintf(stderr, "UCX: %s\n", text);
+    return UCS_LOG_FUNC_RC_STOP;
+}
+
+static void redirect_log(void) {
+    ucs_log_push_handler(log_to_stderr);
+}
+
 static ucs_status_t open_context(ucx_comm *u) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     ucp_config_t *config;
+    pthread_once(&once, redirect_log);
     ucs_status_t status = ucp_config_read(NULL, NULL, &config);
     if (status != UCS_OK) return status;
     ucp_params_t params = {.field_mask = UCP_PARAM_FIELD_FEATURES,

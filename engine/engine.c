@@ -125,20 +125,20 @@ static rs_status open_local(rs_engine *e) {
     return RS_OK;
 }
 
-static rs_status open_ranks(rs_engine *e, const rs_options *options) {
+static rs_status open_ranks(rs_engine *e, const rs_options *options, bool packed) {
     RS_TRY(topology_open(NULL, &e->topology)); /* before the plan, which counts what the process has by then */
-    RS_TRY(rs_plan_make(e->model, options, &e->plan));
+    RS_TRY(plan_make(e->model, options, packed, 0, &e->plan));
     if (e->plan->info.total > e->plan->info.limit) return refuse(&e->plan->info);
     RS_TRY(options->cluster == NULL ? open_local(e) : cluster_start(options->cluster, e));
     return engine_run(e, &(command){.kind = COMMAND_FURNISH});
 }
 
-rs_status rs_engine_open(const rs_model *model, const rs_options *options, rs_engine **out) {
+rs_status engine_open(const rs_model *model, const rs_options *options, bool packed, rs_engine **out) {
     if (model == NULL || options == NULL || out == NULL)
         return status_fail(RS_BAD_ARGUMENT, "rs_engine_open needs a model");
     rs_engine *e = NULL;
     RS_TRY(engine_new(model, &e));
-    rs_status status = open_ranks(e, options);
+    rs_status status = open_ranks(e, options, packed);
     if (status != RS_OK) {
         char why[STATUS_TEXT_MAX];
         snprintf(why, sizeof why, "%s", rs_last_error());
@@ -147,6 +147,10 @@ rs_status rs_engine_open(const rs_model *model, const rs_options *options, rs_en
     }
     *out = e;
     return RS_OK;
+}
+
+rs_status rs_engine_open(const rs_model *model, const rs_options *options, rs_engine **out) {
+    return engine_open(model, options, options != NULL && options->cluster != NULL, out);
 }
 
 void rs_engine_close(rs_engine *e) {

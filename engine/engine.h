@@ -47,11 +47,12 @@ struct rs_engine {
     const rs_model *model;
     rs_plan *plan;
     topology *topology;
-    local_group *group;         /* of ranks that are threads of this process, or */
-    ucx_comm *ucx;              /* of a cluster's one rank here */
-    rs_cluster *cluster;        /* that one's machines */
-    struct rs_session *session; /* the one open, or NULL */
-    bool broken;                /* a command failed: the ranks are no longer in step */
+    local_group *group;             /* of ranks that are threads of this process, or */
+    ucx_comm *ucx;                  /* of a cluster's one rank here */
+    rs_cluster *cluster;            /* that one's machines */
+    bool lacks_model[RS_RANKS_MAX]; /* machines without the model's file, which rank 0 sends their slices */
+    struct rs_session *session;     /* the one open, or NULL */
+    bool broken;                    /* a command failed: the ranks are no longer in step */
 
     pthread_mutex_t lock;
     pthread_cond_t posted, finished;
@@ -65,6 +66,10 @@ struct rs_engine {
 
 /* An engine without ranks. RS_NO_MEMORY. */
 rs_status engine_new(const rs_model *model, rs_engine **out);
+
+/* rs_engine_open for ranks that share the mapped file, or that each hold packed slices of the weights: what ranks of
+ * one process have no need of, and ranks on several machines do. */
+rs_status engine_open(const rs_model *model, const rs_options *options, bool packed, rs_engine **out);
 
 /* Starts the threads of one more rank, next to `first + started`; its first thread gets `place` in the topology's deal.
  * RS_NO_MEMORY. */

@@ -214,6 +214,7 @@ rs_status cluster_start(rs_cluster *c, rs_engine *e) {
         return status_fail(RS_BAD_ARGUMENT, "%u ranks asked for, and the cluster has %u machines, a rank each", ranks,
                            c->machines);
     }
+    for (uint32_t r = 0; r < ranks; r++) e->lacks_model[r] = !c->machine[r].has_model;
     words_address *list = calloc(ranks, sizeof *list);
     if (list == NULL) return status_fail(RS_NO_MEMORY, "no memory for the addresses of %u machines", ranks);
     uint32_t threads = rank_threads(&e->plan->options, 0);

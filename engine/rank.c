@@ -27,8 +27,14 @@ static rs_status furnish(rank *r) {
                            .d = r->device,
                            .c = r->c,
                            .kv = &r->cache,
+                           .weights = buffers.weights,
                            .b = buffers.forward};
-    return RS_OK;
+    if (!p->view.packed) return RS_OK;
+    const model_view *m = &p->view;
+    if (!r->engine->lacks_model[r->index]) {
+        slices_pack(&r->forward.weights, m->h, m->w, r->forward.own, r->engine->model->file);
+    }
+    return r->engine->cluster != NULL ? remote_slices(r) : RS_OK;
 }
 
 static rs_status open_pages(rank *r) {

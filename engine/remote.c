@@ -98,6 +98,59 @@ static rs_status receive(rank *r, int32_t *tokens, command *out) {
     return RS_OK;
 }
 
+/* ---- Slices ---- */
+
+static rs_status receive_slices(rank *r) {
+    const slices *s = &r->forward.weights;
+    const model_view *m = &r->engine->plan->view;
+    const shard *own = r->forward.own;
+    for (uint32_t i = 0; i < range_count(own->layers); i++) {
+        size_t bytes = run_bytes(&m->w->layers[own->layers.begin + i], m->h, own, RUN_Q);
+        RS_TRY(receive_from_head(r, (void *)s->layers[i].q.data, bytes));
+    }
+    return receive_from_head(r, (void *)s->output.data, s->output.rows * s->output.row_bytes);
+}
+
+static rs_status send_one(rank *r, uint32_t to, const void *data, size_t bytes) {
+    comm_part out[RS_RANKS_MAX] = {0}, none[RS_RANKS_MAX] = {0};
+    out[to] = (comm_part){(void *)data, bytes};
+    return r->c->exchange(r->c, out, none);
+}
+
+/* `run` has room for any rank's slice of any layer. */
+static rs_status send_slices(rank *r, uint32_t to, uint8_t *run) {
+    const model_view *m = &r->engine->plan->view;
+    const shard *s = &m->s->of[to];
+    for (uint32_t layer = s->layers.begin; layer < s->layers.end; layer++) {
+        run_pack(&m->w->layers[layer], m->h, s, run);
+        RS_TRY(send_one(r, to, run, run_bytes(&m->w->layers[layer], m->h, s, RUN_Q)));
+    }
+    size_t row = m->w->output.row_bytes;
+    return send_one(r, to, m->w->output.data + s->vocab.begin * row, range_count(s->vocab) * row);
+}
+
+rs_status remote_slices(rank *r) {
+    const rs_engine *e = r->engine;
+    const model_view *m = &e->plan->view;
+    size_t most = 0;
+    if (r->index != HEAD) return e->lacks_model[r->index] ? receive_slices(r) : RS_OK;
+    for (uint32_t p = 1; p < r->c->ranks; p++) {
+        const shard *s = &m->s->of[p];
+        for (uint32_t layer = s->layers.begin; e->lacks_model[p] && layer < s->layers.end; layer++) {
+            most = size_max(most, run_bytes(&m->w->layers[layer], m->h, s, RUN_Q));
+        }
+    }
+    if (most == 0) return RS_OK;
+    uint8_t *run = malloc(most); /* while the pages, which the plan counts, have not been taken yet */
+    if (run == NULL) return status_fail(RS_NO_MEMORY, "no memory for a layer's slice of %zu bytes", most);
+    rs_status status = RS_OK;
+    for (uint32_t p = 1; p < r->c->ranks && status == RS_OK; p++) {
+        if (e->lacks_model[p]) status = send_slices(r, p, run);
+    }
+    free(run);
+    return status;
+}
+
 /* ---- Outcomes ---- */
 
 /* The first failure of any rank, at the head; this rank's own elsewhere. */

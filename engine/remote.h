@@ -13,4 +13,7 @@ rs_status remote_obey(rank *r, const command *c);
  * (engine/cluster.h) aborts the communicator of a head that is gone. */
 rs_status remote_follow(rank *r);
 
+/* Rank 0 sends the slices of ranks whose machines have no model file; those receive theirs; others do nothing. */
+rs_status remote_slices(rank *r);
+
 #endif

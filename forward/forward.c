@@ -5,7 +5,7 @@
 #include <string.h>
 
 bool forward_spreads(const model_view *m, uint32_t count) {
-    return m->s->pages_dealt && count > TRAVEL_ROWS;
+    return m->s->pages_dealt && count > m->travel_rows;
 }
 
 size_t forward_portion(const model_view *m) {
@@ -14,12 +14,12 @@ size_t forward_portion(const model_view *m) {
 
 /* The most rows of a step in which every rank carries all. */
 static size_t travel_rows(const model_view *m) {
-    return m->s->pages_dealt ? size_min(TRAVEL_ROWS, m->chunk) : m->chunk;
+    return m->s->pages_dealt ? size_min(m->travel_rows, m->chunk) : m->chunk;
 }
 
 /* The most rows of a rank in a step whose rows are spread. */
 static size_t spread_rows(const model_view *m, uint32_t rank) {
-    if (!m->s->pages_dealt || m->chunk <= TRAVEL_ROWS) return 0;
+    if (!forward_spreads(m, m->chunk)) return 0;
     uint32_t span = (m->chunk + PAGE_TOKENS - 2) / PAGE_TOKENS + 1;
     return size_min(m->chunk, (size_t)deal_most(m->deal, rank, span) * PAGE_TOKENS);
 }
@@ -92,6 +92,8 @@ void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t 
     b->send = arena_take(a, send, f);
     b->receive = arena_take(a, receive, f);
     b->reduce_floats = reduce_floats(m);
+    size_t stream = forward_spreads(m, m->chunk) ? stream_bytes(m, rank) : 0;
+    for (int i = 0; i < 2; i++) b->stream[i] = arena_take(a, stream, 1);
     b->wire_bytes = a->used - before;
 }
 
@@ -145,9 +147,9 @@ static rs_status output(forward *f) {
     forward_buffers *b = &f->b;
     range own = f->own->vocab;
     if (range_count(own) > 0) {
-        matrix slice = matrix_rows(&f->m->w->output, own.begin, own.end);
+        const product logits = {&f->weights.output, NULL, b->logits + own.begin, range_count(own)};
         f->d->ops->rms_norm(f->d, b->x, f->m->w->norm, h->norm_eps, b->h, 1, h->dim);
-        f->d->ops->matmul(f->d, &(product){&slice, NULL, b->logits + own.begin}, 1, b->h, 1);
+        f->d->ops->matmul(f->d, &logits, 1, b->h, h->dim, 1);
     }
     comm_part out[RS_RANKS_MAX] = {0}, in[RS_RANKS_MAX] = {0};
     if (f->rank != 0) out[0] = (comm_part){b->logits + own.begin, range_count(own) * sizeof(float)};
@@ -156,6 +158,30 @@ static rs_status output(forward *f) {
         in[p] = (comm_part){b->logits + part.begin, range_count(part) * sizeof(float)};
     }
     return f->c->exchange(f->c, out, in);
+}
+
+/* The layers with this rank's slices; spread rows of ranks that share the file meet all weights there. */
+static rs_status run_layers(forward *f, const step *s, bool spread) {
+    range layers = f->own->layers;
+    bool shared = spread && !f->m->packed;
+    for (uint32_t i = layers.begin; i < layers.end; i++) {
+        const layer_weights *l = shared ? &f->m->w->layers[i] : &f->weights.layers[i - layers.begin];
+        RS_TRY(layer_run(f, s, i, spread, l, 1));
+    }
+    return RS_OK;
+}
+
+/* The layers of spread rows with all weights, those of other ranks as they come: while a layer is computed, the next
+ * one's are on their way. */
+static rs_status stream_layers(forward *f, const step *s) {
+    layer_weights parts[RS_RANKS_MAX];
+    RS_TRY(stream_begin(f, 0));
+    for (uint32_t layer = 0; layer < f->m->h->layers; layer++) {
+        RS_TRY(stream_finish(f, layer, parts));
+        if (layer + 1 < f->m->h->layers) RS_TRY(stream_begin(f, layer + 1));
+        RS_TRY(layer_run(f, s, layer, true, parts, f->c->ranks));
+    }
+    return RS_OK;
 }
 
 rs_status forward_step(forward *f, const step *s) {
@@ -172,9 +198,7 @@ rs_status forward_step(forward *f, const step *s) {
     } else {
         f->d->ops->embed(f->d, &f->m->w->embedding, b->token, f->rows, h->embed_scale, b->x);
     }
-    for (uint32_t layer = f->own->layers.begin; layer < f->own->layers.end; layer++) {
-        RS_TRY(layer_run(f, s, layer, spread));
-    }
+    RS_TRY(spread && stream_needed(f->m) ? stream_layers(f, s) : run_layers(f, s, spread));
     if (pipeline && f->rank + 1 < f->c->ranks) RS_TRY(comm_hop(f->c, f->rank, f->rank + 1, b->x, bytes));
     if (!s->want_logits) return RS_OK;
     RS_TRY(last_row(f, s, spread));

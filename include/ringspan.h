@@ -160,6 +160,7 @@ typedef struct rs_plan_rank {
     uint64_t kv;          /* bytes reserved for KV pages */
     uint64_t activations; /* bytes of working buffers */
     uint64_t wire;        /* bytes of buffers for exchange with other ranks */
+    uint64_t slices;      /* bytes of weights in memory of the rank's own; 0 where all read them from the mapped file */
     uint32_t pages;       /* KV pages of a full context, of one full-attention layer; 0 on a rank without KV */
     uint32_t layer_begin, layer_end;
     uint32_t head_begin, head_end; /* query heads it projects when decoding */
@@ -170,9 +171,9 @@ typedef struct rs_plan_rank {
 typedef struct rs_plan_info {
     rs_options options; /* with every default filled in */
     uint32_t page_tokens;
-    uint64_t weights;     /* bytes of the mapped file, shared by ranks of one process */
+    uint64_t weights;     /* bytes of the mapped file that ranks of one process read and share */
     uint64_t program;     /* bytes of code, libraries, tokenizer and tables, as measured in this process */
-    uint64_t ranks;       /* bytes of KV, activations and wire buffers of all ranks */
+    uint64_t ranks;       /* bytes of KV, activations, wire buffers and slices of all ranks */
     uint64_t tables;      /* bytes of the page deal and of the timeline of tokens */
     uint64_t total;       /* the sum: peak resident memory of this process (with one rank of a cluster) */
     uint64_t limit;       /* bytes allowed */

@@ -467,6 +467,14 @@ void gguf_close(gguf *file) {
     free(file);
 }
 
+void gguf_forget(const gguf *file, const uint8_t *data, size_t bytes) {
+    if (!file->mapped) return;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t begin = ((size_t)(data - file->data) + page - 1) / page * page;
+    size_t end = ((size_t)(data - file->data) + bytes) / page * page;
+    if (begin < end) madvise((void *)(file->data + begin), end - begin, MADV_DONTNEED);
+}
+
 /* ---- What was read ---- */
 
 size_t gguf_file_bytes(const gguf *file) {

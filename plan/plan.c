@@ -29,8 +29,12 @@ uint32_t rank_threads(const rs_options *o, uint32_t rank) {
 }
 
 void rank_layout(rank_buffers *b, arena *a, const rs_plan *p, uint32_t rank) {
-    device_limits limits = forward_limits(&p->view, rank);
-    forward_layout(&b->forward, a, &p->view, rank);
+    const model_view *m = &p->view;
+    device_limits limits = forward_limits(m, rank);
+    size_t before = a->used;
+    slices_layout(&b->weights, a, m->h, m->w, &m->s->of[rank], m->packed);
+    b->weights_bytes = a->used - before;
+    forward_layout(&b->forward, a, m, rank);
     cpu_layout(&b->cpu, a, p->kernels, &limits, rank_threads(&p->options, rank));
 }
 
@@ -118,7 +122,8 @@ static rs_status measure(rs_plan *p, uint32_t context) {
         rank_layout(&buffers, &working, p, r);
         rank_kv_layout(&cache, &kv, p, r);
         p->ranks[r].wire = buffers.forward.wire_bytes;
-        p->ranks[r].activations = working.used - p->ranks[r].wire;
+        p->ranks[r].slices = p->view.packed ? buffers.weights_bytes : 0;
+        p->ranks[r].activations = working.used - p->ranks[r].wire - p->ranks[r].slices;
         p->ranks[r].kv = kv.used;
         p->ranks[r].pages = holds_kv(p, r) ? cache.slots_full : 0;
         bool here = r >= p->local.begin && r < p->local.end;
@@ -179,17 +184,24 @@ static void describe_shards(rs_plan *p, const rs_model *model) {
     }
 }
 
-static rs_status make(rs_plan *p, const rs_model *model, const rs_options *options, uint32_t own) {
+static rs_status make(rs_plan *p, const rs_model *model, const rs_options *options, bool packed, uint32_t own) {
     RS_TRY(complete_options(p, model, options));
     rs_options *o = &p->options;
     p->local = o->cluster != NULL ? (range){own, own + 1} : (range){0, o->ranks};
     RS_TRY(sharding_make(&model->h, &model->w, o->split, o->ranks, o->shares, &p->sharding));
     o->split = p->sharding.split;
     memcpy(o->shares, p->sharding.shares, sizeof o->shares);
-    p->view = (model_view){&model->h, &model->w, &p->sharding, &p->deal, {o->kv_k, o->kv_v}, o->chunk};
+    p->view = (model_view){.h = &model->h,
+                           .w = &model->w,
+                           .s = &p->sharding,
+                           .deal = &p->deal,
+                           .kv = {o->kv_k, o->kv_v},
+                           .chunk = o->chunk,
+                           .packed = packed,
+                           .travel_rows = TRAVEL_ROWS};
     rs_plan_info *info = &p->info;
-    *info =
-        (rs_plan_info){.page_tokens = PAGE_TOKENS, .weights = gguf_file_bytes(model->file), .limit = o->memory_limit};
+    *info = (rs_plan_info){.page_tokens = PAGE_TOKENS, .limit = o->memory_limit};
+    info->weights = packed ? slices_rest_bytes(&model->h, &model->w, model->file) : gguf_file_bytes(model->file);
     info->program = budget_resident(gguf_data(model->file), gguf_file_bytes(model->file));
     uint64_t fixed = info->weights + info->program;
     uint64_t taken = fixed + PROGRAM_SLACK;
@@ -202,12 +214,12 @@ static rs_status make(rs_plan *p, const rs_model *model, const rs_options *optio
     return RS_OK;
 }
 
-rs_status plan_make(const rs_model *model, const rs_options *options, uint32_t own, rs_plan **out) {
+rs_status plan_make(const rs_model *model, const rs_options *options, bool packed, uint32_t own, rs_plan **out) {
     if (model == NULL || options == NULL || out == NULL)
         return status_fail(RS_BAD_ARGUMENT, "rs_plan_make needs a model");
     rs_plan *p = calloc(1, sizeof *p);
     if (p == NULL) return status_fail(RS_NO_MEMORY, "no memory for a plan");
-    rs_status status = make(p, model, options, own);
+    rs_status status = make(p, model, options, packed, own);
     if (status != RS_OK) {
         rs_plan_free(p);
         return status;
@@ -217,7 +229,8 @@ rs_status plan_make(const rs_model *model, const rs_options *options, uint32_t o
 }
 
 rs_status rs_plan_make(const rs_model *model, const rs_options *options, rs_plan **out) {
-    return plan_make(model, options, 0, out); /* of a cluster this is the head */
+    /* Machines of a cluster hold packed slices; this one is its head. */
+    return plan_make(model, options, options != NULL && options->cluster != NULL, 0, out);
 }
 
 void rs_plan_free(rs_plan *p) {

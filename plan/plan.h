@@ -6,8 +6,10 @@
 #include "forward/forward.h"
 #include "model/model.h"
 
-/* One rank's working memory, in one arena. */
+/* One rank's weights and working memory, in one arena. */
 typedef struct rank_buffers {
+    slices weights;
+    uint64_t weights_bytes;
     forward_buffers forward;
     cpu_buffers cpu;
 } rank_buffers;
@@ -24,10 +26,11 @@ struct rs_plan {
     rs_plan_info info;
 };
 
-/* rs_plan_make as a machine of options->cluster sees it, whose rank is `own`; without a cluster every rank is here. */
-rs_status plan_make(const rs_model *model, const rs_options *options, uint32_t own, rs_plan **out);
+/* rs_plan_make for ranks that share one mapped file, or that each hold packed slices of the weights (model/slices.h),
+ * as ranks on several machines must; of those `own` is the one here. Without a cluster all are here. */
+rs_status plan_make(const rs_model *model, const rs_options *options, bool packed, uint32_t own, rs_plan **out);
 
-/* Walks a rank's working memory. */
+/* Walks a rank's weights and working memory. */
 void rank_layout(rank_buffers *b, arena *a, const rs_plan *p, uint32_t rank);
 
 /* Walks a rank's KV pages for one session. */

@@ -49,9 +49,10 @@ class Options(Structure):
 
 class PlanRank(Structure):
     _fields_ = [
-        ("weights", c_uint64), ("kv", c_uint64), ("activations", c_uint64), ("wire", c_uint64), ("pages", c_uint32),
-        ("layer_begin", c_uint32), ("layer_end", c_uint32), ("head_begin", c_uint32), ("head_end", c_uint32),
-        ("ffn_begin", c_uint32), ("ffn_end", c_uint32), ("vocab_begin", c_uint32), ("vocab_end", c_uint32),
+        ("weights", c_uint64), ("kv", c_uint64), ("activations", c_uint64), ("wire", c_uint64), ("slices", c_uint64),
+        ("pages", c_uint32), ("layer_begin", c_uint32), ("layer_end", c_uint32), ("head_begin", c_uint32),
+        ("head_end", c_uint32), ("ffn_begin", c_uint32), ("ffn_end", c_uint32), ("vocab_begin", c_uint32),
+        ("vocab_end", c_uint32),
     ]
 
 
