@@ -88,13 +88,14 @@ void cluster_lost(void *cluster, peer *p, rs_status status, const char *why) {
         snprintf(text, sizeof text, "the head (%s): %.400s", c->machine[i].host, why);
     } else {
         snprintf(text, sizeof text, "rank %u (%s): %.400s", i, c->machine[i].host, why);
-        if (status == RS_OK) status = RS_PEER_LOST; /* A member may leave as it likes, but not unnoticed. */
+        /* A member may leave as it, or its user, likes, but not unnoticed. */
+        if (status == RS_OK || status == RS_CANCELLED) status = RS_PEER_LOST;
     }
     judge(c, status, text);
 }
 
 void cluster_poll(rs_cluster *c) {
-    if (c->options.go_on != NULL && !c->options.go_on(c->options.user)) judge(c, RS_CANCELLED, "stopped");
+    if (c->options.go_on != NULL && !c->options.go_on(c->options.user)) judge(c, RS_CANCELLED, "its user stopped it");
 }
 
 /* Waits for the verdict, which a lost peer's own last words may be late to give. */

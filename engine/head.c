@@ -146,8 +146,11 @@ rs_status rs_cluster_open(const rs_model *model, const rs_cluster_options *o, rs
         gethostname(c->machine[0].host, CLUSTER_HOST_MAX - 1);
         c->machine[0].has_model = true;
         model_hash(model, hash);
-        cluster_news(c, "waiting for %u more machine%s: run 'ringspan join %s:%u' there", o->hosts - 1,
-                     o->hosts == 2 ? "" : "s", c->machine[0].host, port);
+        const char *colon = strrchr(o->address, ':');
+        int host = colon != NULL ? (int)(colon - o->address) : 0;
+        cluster_news(c, "waiting for %u more machine%s: run 'ringspan join %.*s:%u' there", o->hosts - 1,
+                     o->hosts == 2 ? "" : "s", host > 0 ? host : CLUSTER_HOST_MAX,
+                     host > 0 ? o->address : c->machine[0].host, port);
         status = gather(c, model, hash);
     }
     c->options.secret = NULL; /* the caller's, and needed no more */

@@ -189,6 +189,7 @@ rs_status rs_cluster_join(const rs_cluster_options *o, const rs_options *own, co
         channel_close(line);
         return status;
     }
+    snprintf(c->machine[0].host, sizeof c->machine[0].host, "%s", o->address); /* until it says its name */
     status = peer_open(line, cluster_lost, c, &c->machine[0].peer);
     if (status == RS_OK) status = join(c, own, model);
     char why[STATUS_TEXT_MAX];
