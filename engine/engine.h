@@ -37,6 +37,7 @@ typedef struct rank {
     arena memory; /* its working buffers */
     device *device;
     forward forward;
+    bool open;   /* a session is; a rank may hold no pages of it */
     arena pages; /* of the session */
     kv_cache cache;
     rs_status status; /* of the latest command */

@@ -43,6 +43,7 @@ static rs_status open_pages(rank *r) {
     rank_kv_layout(&r->cache, &sizes, p, r->index);
     RS_TRY(take_memory(r, &r->pages, sizes.used));
     rank_kv_layout(&r->cache, &r->pages, p, r->index);
+    r->open = true;
     return RS_OK;
 }
 
@@ -54,6 +55,7 @@ rs_status rank_obey(rank *r, const command *c) {
         return open_pages(r);
     case COMMAND_CLOSE:
         arena_unmap(&r->pages);
+        r->open = false;
         return RS_OK;
     case COMMAND_STEP:
         return forward_step(&r->forward, &c->step);

@@ -55,18 +55,21 @@ static rs_status receive_from_head(rank *r, void *data, size_t bytes) {
     return r->c->exchange(r->c, none, in);
 }
 
-/* What a head in its right mind would send: a step lies in the context, a token in the vocabulary. */
-static rs_status check_command(const rank *r, const message *m) {
+/* What a head in its right mind would send. A session is open or not, and a step lies in its context. */
+static bool is_possible(const rank *r, const message *m) {
     const rs_plan *p = r->engine->plan;
-    bool known = m->kind == COMMAND_OPEN || m->kind == COMMAND_CLOSE || m->kind == COMMAND_STEP ||
-                 m->kind == COMMAND_FILL || m->kind == COMMAND_QUIT;
-    bool fits = m->length <= p->options.context;
-    if (m->kind == COMMAND_STEP) {
-        fits = m->count >= 1 && m->count <= p->view.chunk && m->first <= p->options.context - m->count;
+    switch (m->kind) {
+    case COMMAND_OPEN:
+        return !r->open;
+    case COMMAND_CLOSE:
+        return r->open;
+    case COMMAND_STEP:
+        return r->open && m->count >= 1 && m->count <= p->view.chunk && m->first <= p->options.context - m->count;
+    case COMMAND_FILL:
+        return r->open && m->length <= p->options.context;
+    default:
+        return m->kind == COMMAND_QUIT;
     }
-    bool paged = m->kind == COMMAND_STEP || m->kind == COMMAND_FILL;
-    if (known && fits && (!paged || r->pages.base != NULL)) return RS_OK;
-    return status_fail(RS_BAD_FORMAT, "the head sent an impossible command");
 }
 
 static rs_status check_tokens(const rank *r, const int32_t *tokens, size_t count) {
@@ -85,7 +88,7 @@ static rs_status receive(rank *r, int32_t *tokens, command *out) {
     rs_status status = receive_from_head(r, &m, sizeof m);
     r->c->deadline_s = deadline_s;
     if (status != RS_OK) return status;
-    RS_TRY(check_command(r, &m));
+    if (!is_possible(r, &m)) return status_fail(RS_BAD_FORMAT, "the head sent an impossible command");
     if (m.kind == COMMAND_STEP) {
         if (m.count <= INLINE_TOKENS) {
             memcpy(tokens, m.tokens, m.count * sizeof *tokens);
