@@ -177,20 +177,21 @@ static void describe_shards(rs_plan *p, const rs_model *model) {
     }
 }
 
-static rs_status make(rs_plan *p, const rs_model *model, const rs_options *options) {
+static rs_status make(rs_plan *p, const rs_model *model, const rs_options *options, bool here) {
     RS_TRY(complete_options(p, model, options));
     rs_options *o = &p->options;
-    RS_TRY(sharding_make(&model->h, &model->w, o->split, o->ranks, o->shares, &p->sharding));
+    RS_TRY(sharding_make(&model->h, &model->w, o->split, o->ranks, o->shares, o->weight_shares, &p->sharding));
     o->split = p->sharding.split;
     memcpy(o->shares, p->sharding.shares, sizeof o->shares);
+    memcpy(o->weight_shares, p->sharding.weight_shares, sizeof o->weight_shares);
     p->view = (model_view){&model->h, &model->w, &p->sharding, &p->deal, {o->kv_k, o->kv_v}, o->chunk};
     rs_plan_info *info = &p->info;
     *info =
         (rs_plan_info){.page_tokens = PAGE_TOKENS, .weights = gguf_file_bytes(model->file), .limit = o->memory_limit};
-    info->program = budget_resident(gguf_data(model->file), gguf_file_bytes(model->file));
+    if (here) info->program = budget_resident(gguf_data(model->file), gguf_file_bytes(model->file));
     uint64_t fixed = info->weights + info->program;
     uint64_t taken = fixed + PROGRAM_SLACK;
-    RS_TRY(largest_context(p, info->limit > taken ? info->limit - taken : 0, &info->context_max));
+    if (here) RS_TRY(largest_context(p, info->limit > taken ? info->limit - taken : 0, &info->context_max));
     RS_TRY(measure(p, o->context));
     info->total = size_add(fixed, size_add(info->ranks, info->tables));
     o->chunk = p->view.chunk;
@@ -199,18 +200,26 @@ static rs_status make(rs_plan *p, const rs_model *model, const rs_options *optio
     return RS_OK;
 }
 
-rs_status rs_plan_make(const rs_model *model, const rs_options *options, rs_plan **out) {
-    if (model == NULL || options == NULL || out == NULL)
-        return status_fail(RS_BAD_ARGUMENT, "rs_plan_make needs a model");
+static rs_status make_new(const rs_model *model, const rs_options *options, bool here, rs_plan **out) {
     rs_plan *p = calloc(1, sizeof *p);
     if (p == NULL) return status_fail(RS_NO_MEMORY, "no memory for a plan");
-    rs_status status = make(p, model, options);
+    rs_status status = make(p, model, options, here);
     if (status != RS_OK) {
         rs_plan_free(p);
         return status;
     }
     *out = p;
     return RS_OK;
+}
+
+rs_status rs_plan_make(const rs_model *model, const rs_options *options, rs_plan **out) {
+    if (model == NULL || options == NULL || out == NULL)
+        return status_fail(RS_BAD_ARGUMENT, "rs_plan_make needs a model");
+    return make_new(model, options, true, out);
+}
+
+rs_status plan_make_elsewhere(const rs_model *model, const rs_options *options, rs_plan **out) {
+    return make_new(model, options, false, out);
 }
 
 void rs_plan_free(rs_plan *p) {

@@ -23,6 +23,10 @@ struct rs_plan {
     rs_plan_info info;
 };
 
+/* A plan for other machines than this: nothing is asked of this one, so program and context_max stay 0. Statuses of
+ * rs_plan_make. */
+rs_status plan_make_elsewhere(const rs_model *model, const rs_options *options, rs_plan **out);
+
 /* Walks a rank's working memory. */
 void rank_layout(rank_buffers *b, arena *a, const rs_plan *p, uint32_t rank);
 
