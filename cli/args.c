@@ -20,6 +20,7 @@ typedef enum kind {
     KIND_SIZE,
     KIND_LIST,
     KIND_SHARES,
+    KIND_WEIGHT_SHARES, /* of which some may be 0 */
     KIND_SPLIT,
     KIND_KV, /* K or V */
     KIND_KV_BOTH,
@@ -47,7 +48,8 @@ static const char *const kv_names[RS_KV_FORMATS] = {[RS_KV_F16] = "f16", [RS_KV_
 #define BENCH COMMAND_BENCH
 #define PROBE COMMAND_PROBE
 #define JOIN COMMAND_JOIN
-#define HEAD (COMMAND_RUN | COMMAND_BENCH)               /* that may lead a cluster */
+#define HEAD (COMMAND_RUN | COMMAND_BENCH) /* that may lead a cluster */
+#define PLAN COMMAND_PLAN
 #define ALL (COMMAND_RUN | COMMAND_PLAN | COMMAND_BENCH) /* that take a model */
 #define FIELD(name) offsetof(args, name)
 #define U32_LARGEST 4294967294.0
@@ -77,6 +79,10 @@ static const flag flags[] = {
     {"quiet", 'q', KIND_BOOL, RUN | BENCH | PROBE | JOIN, FIELD(quiet), 0, 0, NULL,
      "no progress and no summary on standard error"},
     {"help", 'h', KIND_BOOL, ALL | PROBE | JOIN, FIELD(help), 0, 0, NULL, "print this and exit"},
+
+    {"cluster", 0, KIND_TEXT, PLAN, FIELD(cluster), 0, 0, "FILE",
+     "plan for these machines, a file or the name of an installed one, not for this"},
+    {"depths", 0, KIND_LIST, PLAN, FIELD(depths), 0, 1e9, "N,..", "price a token behind so many", true},
 
     {NULL, .commands = BENCH, .help = "Measurements (every length of the lists at every depth; 0 leaves a test out)"},
     {"n-prompt", 'p', KIND_LIST, BENCH, FIELD(prompts), 0, 1e9, "N,..", "prompt tokens to evaluate", true},
@@ -120,6 +126,8 @@ static const flag flags[] = {
     {"ranks", 0, KIND_U32, ALL, FIELD(engine.ranks), 1, RS_RANKS_MAX, "N",
      "ranks that share the context and the weights", true},
     {"shares", 0, KIND_SHARES, ALL, FIELD(engine.shares), 0, 0, "X,..", "relative share of each rank (default: equal)"},
+    {"weight-shares", 0, KIND_WEIGHT_SHARES, ALL, FIELD(engine.weight_shares), 0, 0, "X,..",
+     "of the weights alone; 0: a rank that keeps KV only (r4)"},
     {"split", 0, KIND_SPLIT, ALL, FIELD(engine.split), 0, 0, "NAME",
      "who holds what: auto, r1, r2, r3, r4, tp, pp", true},
     {"kv", 0, KIND_KV_BOTH, ALL, 0, 0, 0, "FMT", "format of K and V: f16, q8_0, q4_0"},
@@ -219,13 +227,18 @@ static bool set_list(const flag *f, const char *text, number_list *list) {
     }
 }
 
-static bool set_shares(const char *text, double *shares) {
+/* At least one share of all is more than 0. */
+static bool set_shares(const char *text, bool some_zero, double *shares, uint32_t *count) {
+    double sum = 0;
     memset(shares, 0, RS_RANKS_MAX * sizeof *shares);
-    for (size_t n = 0;; text++) {
+    for (uint32_t n = 0;; text++) {
         double value;
-        if (n == RS_RANKS_MAX || !parse_double(text, &text, &value) || value <= 0) return false;
+        if (n == RS_RANKS_MAX || !parse_double(text, &text, &value)) return false;
+        if (value < 0 || (value == 0 && !some_zero)) return false;
         shares[n++] = value;
-        if (*text == 0) return true;
+        sum += value;
+        *count = n;
+        if (*text == 0) return sum > 0;
         if (*text != ',') return false;
     }
 }
@@ -262,7 +275,9 @@ static bool set_value(const flag *f, const char *text, args *out) {
     case KIND_LIST:
         return set_list(f, text, field);
     case KIND_SHARES:
-        return set_shares(text, field);
+        return set_shares(text, false, field, &out->n_shares);
+    case KIND_WEIGHT_SHARES:
+        return set_shares(text, true, field, &out->n_weight_shares);
     case KIND_SPLIT:
         name = find_name(text, split_names, RS_SPLITS);
         *(rs_split *)field = (rs_split)name;
@@ -349,13 +364,14 @@ static void print_help(command which, const args *initial) {
 
 /* ---- Parsing ---- */
 
-static void set_defaults(args *out) {
+static void set_defaults(command which, args *out) {
     *out = (args){.predict = PREDICT_ALL, .repetitions = 5};
     rs_options_init(&out->engine);
     rs_sampling_init(&out->sampling);
     out->prompts = (number_list){1, {512}};
     out->predicts = (number_list){1, {128}};
     out->depths = (number_list){1, {0}};
+    if (which == COMMAND_PLAN) out->depths = (number_list){5, {0, 32768, 102400, 200000, 1000000}};
 }
 
 /* Fills getopt's tables with the flags of one command. */
@@ -415,14 +431,23 @@ static int refuse_flag(command which, int found, const char *word) {
 
 /* What only all flags together tell; 0 when they agree. */
 static int check_together(command which, args *a, bool ranks_given) {
-    uint32_t n_shares = 0;
-    while (n_shares < RS_RANKS_MAX && a->engine.shares[n_shares] > 0) n_shares++;
-    if (n_shares > 0 && !ranks_given) a->engine.ranks = n_shares;
-    if (n_shares > 0 && n_shares != a->engine.ranks) {
-        return output_refuse("--shares names %u ranks and --ranks %u; give one share for each rank", n_shares,
-                             a->engine.ranks);
+    const struct {
+        const char *name;
+        uint32_t count;
+    } lists[] = {{"shares", a->n_shares}, {"weight-shares", a->n_weight_shares}};
+    if (a->cluster != NULL && !ranks_given) a->engine.ranks = 0; /* any */
+    for (int i = 0; i < 2; i++) {
+        if (lists[i].count == 0) continue;
+        if (!ranks_given) a->engine.ranks = lists[i].count;
+        ranks_given = true;
+        if (lists[i].count == a->engine.ranks) continue;
+        return output_refuse("--%s names %u ranks and --ranks %u; give one share for each rank", lists[i].name,
+                             lists[i].count, a->engine.ranks);
     }
-    if (a->hosts > 0 && (ranks_given || n_shares > 0) && a->hosts != a->engine.ranks) {
+    if (a->depths.count > RS_DEPTHS_MAX && which == COMMAND_PLAN) {
+        return output_refuse("--depths: at most %d are possible", RS_DEPTHS_MAX);
+    }
+    if (a->hosts > 0 && ranks_given && a->hosts != a->engine.ranks) {
         return output_refuse("--hosts names %u machines and --ranks or --shares %u ranks; each machine is one rank",
                              a->hosts, a->engine.ranks);
     }
@@ -444,7 +469,7 @@ bool args_parse(command which, int argc, char **argv, args *out, int *exit_code)
     args initial;
     bool ranks_given = false;
     int found;
-    set_defaults(&initial);
+    set_defaults(which, &initial);
     *out = initial;
     list_flags(which, options, letters);
     opterr = 0;

@@ -28,12 +28,15 @@ typedef struct args {
     const char *model;
     rs_options engine; /* context 0, ranks 1 and so on where the flag is absent */
     bool json, quiet, help;
+    uint32_t n_shares, n_weight_shares; /* given; 0 when absent */
     /* run */
     const char *prompt, *file, *system; /* NULL when absent */
     bool raw, ignore_eos, seed_given;
     uint32_t predict, logprobs;
     rs_sampling sampling;
-    /* bench */
+    /* plan */
+    const char *cluster; /* NULL when absent */
+    /* bench; depths of plan, too */
     number_list prompts, predicts, depths;
     uint32_t repetitions;
     /* probe */

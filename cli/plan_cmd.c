@@ -2,6 +2,8 @@
 #include <stdlib.h>
 
 #include "cli/commands.h"
+#include "cli/forecast.h"
+#include "cli/machines.h"
 #include "cli/profile.h"
 #include "cli/report.h"
 
@@ -49,24 +51,29 @@ static json_t *floor_json(const decode_floor *f) {
                      (int)f->profile.threads, "empty_ms", f->empty_ms, "full_ms", f->full_ms);
 }
 
-static int print_json(const args *a, const rs_model_info *model, const rs_plan *plan, const rs_plan_info *info) {
+static int print_json(const args *a, const rs_model_info *model, const rs_plan *plan, const rs_plan_info *info,
+                      const forecast *f) {
     decode_floor lowest = find_floor(plan, info);
-    return output_json(
-        json_pack("{so so so s{sI sI sI sI sI sI} sI si sb so}", "model", report_model(a->model, model), "options",
-                  report_options(&info->options), "ranks", report_ranks(plan, info->options.context), "bytes",
-                  "weights_file", (json_int_t)info->weights, "program", (json_int_t)info->program, "tables",
-                  (json_int_t)info->tables, "ranks", (json_int_t)info->ranks, "total", (json_int_t)info->total, "limit",
-                  (json_int_t)info->limit, "context_max", (json_int_t)info->context_max, "page_tokens",
-                  (int)info->page_tokens, "fits", fits(info), "decode_floor", floor_json(&lowest)));
+    return output_json(json_pack(
+        "{so so so s{sI sI sI sI sI sI} sI si sb so so}", "model", report_model(a->model, model), "options",
+        report_options(&info->options), "ranks", report_ranks(plan, info->options.context), "bytes", "weights_file",
+        (json_int_t)info->weights, "program", (json_int_t)info->program, "tables", (json_int_t)info->tables, "ranks",
+        (json_int_t)info->ranks, "total", (json_int_t)info->total, "limit", (json_int_t)info->limit, "context_max",
+        (json_int_t)info->context_max, "page_tokens", (int)info->page_tokens, "fits", fits(info), "decode_floor",
+        floor_json(&lowest), "forecast", f != NULL ? forecast_json(f) : json_null()));
 }
 
-static int print_text(const rs_model_info *model, const rs_plan *plan, const rs_plan_info *info) {
-    const rs_options *o = &info->options;
+static void print_title(const rs_model_info *model, const rs_options *o) {
     printf("%s (%s, %s, %.1f M parameters)\n", output_safe(model->name[0] != 0 ? model->name : "unnamed").text,
            model->architecture, model->weights, (double)model->parameters / 1e6);
-    printf("context %u tokens in pages of %u, %u rank%s, split %s, K %s, V %s, chunk %u, %u threads\n\n", o->context,
-           info->page_tokens, o->ranks, o->ranks == 1 ? "" : "s", args_split_name(o->split), args_kv_name(o->kv_k),
-           args_kv_name(o->kv_v), o->chunk, o->threads);
+    printf("context %u tokens, %u rank%s, split %s, K %s, V %s, chunk %u", o->context, o->ranks,
+           o->ranks == 1 ? "" : "s", args_split_name(o->split), args_kv_name(o->kv_k), args_kv_name(o->kv_v), o->chunk);
+}
+
+static int print_text(const rs_model_info *model, const rs_plan *plan, const rs_plan_info *info, const forecast *f) {
+    const rs_options *o = &info->options;
+    print_title(model, o);
+    printf(", %u threads\n\n", o->threads);
     report_plan_table(plan, stdout);
     printf("\nKV, weights read for a token, working and wire buffers in MiB.\n");
     printf("\nmodel file (shared by all ranks)  %14s\n", output_bytes(info->weights).text);
@@ -78,6 +85,7 @@ static int print_text(const rs_model_info *model, const rs_plan *plan, const rs_
     if (info->context_max > 0) printf("largest context that fits         %7u tokens\n", info->context_max);
     decode_floor lowest = find_floor(plan, info);
     print_floor(&lowest, o->context);
+    if (f != NULL) forecast_print_speed(f);
     return output_finish(0);
 }
 
@@ -92,21 +100,72 @@ static int refuse_size(const rs_plan_info *info) {
                          limit.text, info->context_max);
 }
 
+/* What the plan takes on this machine, as the stored profile knows it; NULL without one of its operations' rates. */
+static int price_here(const args *a, const rs_model *model, forecast **out) {
+    profile here;
+    *out = NULL;
+    if (!profile_load(&here) || here.machine.threads == 0) return 0;
+    forecast *f = calloc(1, sizeof *f);
+    if (f == NULL) return output_refuse("no memory for the forecast");
+    f->cluster.count = 1;
+    f->cluster.local = true;
+    f->cluster.machine[0] = here.machine;
+    int code = forecast_make(f, model, &a->engine, &a->depths);
+    if (code == 0) {
+        *out = f;
+    } else {
+        free(f);
+    }
+    return code;
+}
+
+static int plan_here(const args *a, const rs_model *model, const rs_model_info *model_info) {
+    rs_plan *plan = NULL;
+    rs_plan_info info;
+    forecast *f;
+    int code = output_status(rs_plan_make(model, &a->engine, &plan));
+    if (code == 0) code = price_here(a, model, &f);
+    if (code == 0) {
+        rs_plan_describe(plan, &info);
+        code = a->json ? print_json(a, model_info, plan, &info, f) : print_text(model_info, plan, &info, f);
+        if (code == 0 && !fits(&info)) code = refuse_size(&info);
+        free(f);
+    }
+    rs_plan_free(plan);
+    return code;
+}
+
+static int plan_cluster(const args *a, const rs_model *model, const rs_model_info *model_info) {
+    forecast *f = calloc(1, sizeof *f);
+    if (f == NULL) return output_refuse("no memory for the forecast");
+    int code = machines_load(a->cluster, &f->cluster);
+    if (code == 0) code = forecast_make(f, model, &a->engine, &a->depths);
+    if (code != 0) goto end;
+    const rs_price *choice = &f->list[0];
+    if (a->json) {
+        code = output_json(json_pack("{so so sb so}", "model", report_model(a->model, model_info), "options",
+                                     report_options(&choice->options), "fits", choice->fits, "forecast",
+                                     forecast_json(f)));
+    } else {
+        print_title(model_info, &choice->options);
+        printf("\n\n");
+        forecast_print_machines(f);
+        forecast_print_speed(f);
+        code = output_finish(0);
+    }
+    if (code == 0 && !choice->fits) code = forecast_refuse(f);
+end:
+    free(f);
+    return code;
+}
+
 int plan_command(const args *a) {
     rs_model *model = NULL;
-    rs_plan *plan = NULL;
-    rs_model_info model_info;
-    rs_plan_info info;
+    rs_model_info info;
     int code = output_status(rs_model_open(a->model, &model));
     if (code != 0) return code;
-    rs_model_describe(model, &model_info);
-    code = output_status(rs_plan_make(model, &a->engine, &plan));
-    if (code != 0) goto close_model;
-    rs_plan_describe(plan, &info);
-    code = a->json ? print_json(a, &model_info, plan, &info) : print_text(&model_info, plan, &info);
-    if (code == 0 && !fits(&info)) code = refuse_size(&info);
-    rs_plan_free(plan);
-close_model:
+    rs_model_describe(model, &info);
+    code = a->cluster != NULL ? plan_cluster(a, model, &info) : plan_here(a, model, &info);
     rs_model_close(model);
     return code;
 }

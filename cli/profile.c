@@ -9,6 +9,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cli/machines.h"
+
 enum { HOST_BYTES = 256 };
 
 static void name_host(char host[HOST_BYTES]) {
@@ -32,14 +34,15 @@ json_t *profile_of(const rs_probe *p) {
     struct tm utc;
     name_host(host);
     strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
-    return json_pack("{ss ss so so ss ss si si si si sI sI sI sI sf sf so so}", "ringspan_version", RS_VERSION,
+    return json_pack("{ss ss so so ss ss si si si si sI sI sI sI sf sf so so so}", "ringspan_version", RS_VERSION,
                      "measured_at", when, "host", output_string(host, strlen(host)), "cpu",
                      output_string(p->cpu, strlen(p->cpu)), "kernels", p->kernels, "int8_by", p->int8_by, "cpus",
                      (int)p->cpus, "cores", (int)p->cores, "numa_nodes", (int)p->numa_nodes, "repetitions",
                      (int)p->repetitions, "memory_bytes", (json_int_t)p->memory_bytes, "allowed_bytes",
                      (json_int_t)p->allowed_bytes, "cache_bytes", (json_int_t)p->cache_bytes, "buffer_bytes",
                      (json_int_t)p->buffer_bytes, "duration_s", p->duration_s, "cpu_share", p->cpu_share, "all_threads",
-                     ceilings_json(p->threads, &p->all), "one_thread", ceilings_json(1, &p->one));
+                     ceilings_json(p->threads, &p->all), "one_thread", ceilings_json(1, &p->one), "machine",
+                     machine_json(&p->machine));
 }
 
 /* ---- Where it lies ---- */
@@ -133,6 +136,8 @@ bool profile_load(profile *out) {
     if (valid) {
         *out = (profile){.read_bytes_per_s = read, .threads = (unsigned)threads, .busy = share < PROFILE_BUSY};
         snprintf(out->date, sizeof out->date, "%.10s", when);
+        const json_t *machine = json_object_get(root, "machine");
+        if (machine != NULL && !machine_read(machine, path, "machine", &out->machine)) out->machine.threads = 0;
     }
     json_decref(root);
     return valid;

@@ -29,8 +29,9 @@ void profile_abandon(profile_file *f);
 typedef struct profile {
     double read_bytes_per_s; /* of all threads */
     unsigned threads;
-    bool busy;     /* other programs took part of the machine, which can do more than this */
-    char date[11]; /* "2026-11-25" */
+    bool busy;          /* other programs took part of the machine, which can do more than this */
+    char date[11];      /* "2026-11-25" */
+    rs_machine machine; /* threads 0 where an older program has measured none */
 } profile;
 
 /* False when there is no valid profile of this host. */

@@ -127,7 +127,8 @@ static rs_status open_local(rs_engine *e) {
 
 static rs_status open_ranks(rs_engine *e, const rs_options *options, bool packed) {
     RS_TRY(topology_open(NULL, &e->topology)); /* before the plan, which counts what the process has by then */
-    RS_TRY(plan_make(e->model, options, packed, 0, &e->plan));
+    plan_scope scope = {.packed = packed, .local = {0, options->cluster != NULL}};
+    RS_TRY(plan_make(e->model, options, scope, &e->plan));
     if (e->plan->info.total > e->plan->info.limit) return refuse(&e->plan->info);
     RS_TRY(options->cluster == NULL ? open_local(e) : cluster_start(options->cluster, e));
     return engine_run(e, &(command){.kind = COMMAND_FURNISH});

@@ -89,7 +89,8 @@ static rs_status open_engine(rs_cluster *c, rs_engine *e, const words_plan *w, c
     e->first = w->rank;
     for (uint32_t r = 0; r < ranks; r++) e->lacks_model[r] = !w->has_model[r];
     RS_TRY(topology_open(NULL, &e->topology));
-    RS_TRY(plan_make(e->model, &w->options, true, w->rank, &e->plan));
+    plan_scope scope = {.packed = true, .local = {w->rank, w->rank + 1}};
+    RS_TRY(plan_make(e->model, &w->options, scope, &e->plan));
     RS_TRY(check_plan(e, w, model));
     RS_TRY(ucx_open(rank_threads(&e->plan->options, w->rank) == e->topology->cpus, &e->ucx));
     const void *own = ucx_address(e->ucx, &bytes);

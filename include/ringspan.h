@@ -139,7 +139,9 @@ void rs_free(void *memory);
 typedef struct rs_options {
     uint32_t context;            /* tokens a session may hold; 0: what the model was trained for */
     uint32_t ranks;              /* 1 to RS_RANKS_MAX */
-    double shares[RS_RANKS_MAX]; /* relative share of each rank; all 0: equal */
+    double shares[RS_RANKS_MAX]; /* relative share of each rank, of pages and of weights; all 0: equal */
+    /* Of the weights alone; all 0: as shares. A rank with 0 beside others with more keeps KV only (split r4). */
+    double weight_shares[RS_RANKS_MAX];
     rs_split split;
     rs_kv_format kv_k, kv_v;
     uint32_t chunk;        /* prompt tokens evaluated at once; 0: 512, or 128 a rank if that is more */
@@ -252,7 +254,45 @@ typedef struct rs_logprob {
 rs_status rs_sampler_pick(rs_sampler *sampler, const float *logits, const int32_t *tokens, size_t count,
                           rs_logprob *picked, rs_logprob *top, size_t n_top);
 
-/* ---- 7. Probe: what this machine does at best ------------------------------------------------------------------- */
+/* ---- 7. Machines: how fast the operations of a forward pass are ------------------------------------------------ */
+
+enum {
+    RS_WEIGHT_FORMATS = 40, /* GGUF's type numbers are below this */
+    RS_QUERIES = 3,         /* numbers of query rows that share a KV head for which attention is rated: */
+};
+#define RS_QUERIES_AT                                                                                                  \
+    { 1, 4, 16 }
+
+/* An operation takes its launch and then the longer of bytes / bandwidth and operations / peak. Rates that are 0 are
+ * not known: of a weight format, another one's stands in. */
+typedef struct rs_rates {
+    double read_bytes_per_s;                              /* from memory, at best */
+    double small_s;                                       /* launch of an operation on a few thousand values, */
+    double launch_s;                                      /* of one that all cores (or all of a GPU) work on */
+    double vector_bytes_per_s;                            /* of elementwise operations, read and written */
+    double weights_bytes_per_s[RS_WEIGHT_FORMATS];        /* a matrix times one token */
+    double weights_few_flop_per_s[RS_WEIGHT_FORMATS];     /* times a few tokens */
+    double weights_many_flop_per_s[RS_WEIGHT_FORMATS];    /* times many */
+    double attend_bytes_per_s[RS_KV_FORMATS][RS_QUERIES]; /* KV that one token's queries meet */
+    double attend_many_flop_per_s[RS_KV_FORMATS];         /* a prompt's rows: queries times keys, and values */
+} rs_rates;
+
+/* A message arrives `latency_s` after it was sent (both ends ready, as in an exchange of a few bytes by everybody with
+ * everybody) plus what its bytes take. */
+typedef struct rs_link {
+    double latency_s, bytes_per_s;
+} rs_link;
+
+typedef struct rs_machine {
+    char name[48];
+    uint64_t memory_bytes; /* that a rank may take */
+    uint32_t threads;      /* that `all` was measured with; 1 where that says nothing, as on a GPU */
+    rs_rates all, one;     /* of all threads together, and of one alone */
+    rs_link local;         /* between ranks that are threads of this machine, each thread with a core of its own, */
+    rs_link crowded;       /* and with more threads than cores */
+} rs_machine;
+
+/* ---- 8. Probe: what this machine does at best ------------------------------------------------------------------- */
 
 typedef struct rs_rate {
     double median, least, most; /* over the repetitions */
@@ -281,6 +321,7 @@ typedef struct rs_probe {
     double duration_s;
     double cpu_share;     /* of the time measured, what the threads were running: less than 1 on a busy machine */
     rs_ceilings one, all; /* of one thread alone, of all together */
+    rs_machine machine;   /* the same for the operations of a forward pass, by the engine's own device */
 } rs_probe;
 
 /* Measures this machine for some seconds; of options, threads, memory_limit and kernels count. progress (may be NULL)
@@ -313,6 +354,53 @@ void rs_cluster_close(rs_cluster *cluster);
  * head's, or NULL. RS_BAD_ARGUMENT (the address, the secret, another model), RS_UNSUPPORTED (another version), RS_LIMIT
  * (the head's plan does not fit here), RS_PEER_LATE, RS_PEER_LOST, RS_CANCELLED, RS_NO_MEMORY. */
 rs_status rs_cluster_join(const rs_cluster_options *options, const rs_options *own, const rs_model *model);
+/* ---- 9. Search: which plan is fastest, on machines that are here or not ----------------------------------------- */
+
+/* Machines that each run one rank; or, with one machine and `local`, threads of one process on it. */
+typedef struct rs_machines {
+    uint32_t count;
+    bool local;
+    rs_machine machine[RS_RANKS_MAX];
+    rs_link link[RS_RANKS_MAX][RS_RANKS_MAX]; /* from, to; not looked at when local */
+} rs_machines;
+
+/* Seconds by what they are spent on. */
+typedef struct rs_parts {
+    double weights, kv, network, rest;
+} rs_parts;
+
+enum { RS_DEPTHS_MAX = 8 };
+
+/* A plan with its price. */
+typedef struct rs_price {
+    rs_options options;             /* complete */
+    uint32_t machine[RS_RANKS_MAX]; /* of each rank */
+    uint64_t held[RS_RANKS_MAX];    /* bytes that a rank takes of its machine: weights, KV, buffers, program */
+    uint64_t weights[RS_RANKS_MAX]; /* of these: weights */
+    uint64_t kv[RS_RANKS_MAX];      /* and KV */
+    bool fits;
+    uint32_t lacks;       /* unless it fits: the rank whose machine has too little memory */
+    uint32_t context_max; /* the largest context that fits, 0 when none does; of the choice only */
+    uint32_t depth[RS_DEPTHS_MAX];
+    rs_parts token[RS_DEPTHS_MAX]; /* one decoded token at each depth, along the longest chain of work and messages */
+    rs_parts token_at_end;         /* and as the last one of the context, by which plans are compared */
+    rs_parts rank[RS_RANKS_MAX];   /* what each rank does for that one; network: what it waits */
+    rs_parts prefill;              /* a prompt that fills the context; of the choice only */
+    uint32_t rounds;               /* exchanges of the rank with the most, per token */
+    uint32_t messages;             /* that this rank sends */
+    uint64_t wire;                 /* and their bytes */
+} rs_price;
+
+/* Runs the real forward pass of every candidate on a device and a network that only add up time, and sorts: list[0] is
+ * the choice, then come the others that fit, fastest first, then those that do not. options says what may be chosen:
+ * ranks 0 any number of the machines, split auto any, shares 0 by speed and memory; what is given stays. The KV formats
+ * stay; the choice is priced with the other formats, too, and these come last, from *others on. Where they are local
+ * the choice is what rs_engine_open would do. depths (n_depths <= RS_DEPTHS_MAX) beyond the context are left out
+ * (their price is 0). Takes about 10 ms a candidate. RS_BAD_ARGUMENT, RS_UNSUPPORTED, RS_NO_MEMORY; RS_LIMIT when
+ * capacity (256 always suffices) is too small. */
+rs_status rs_plan_search(const rs_model *model, const rs_options *options, const rs_machines *machines,
+                         const uint32_t *depths, size_t n_depths, rs_price *list, size_t capacity, size_t *count,
+                         size_t *others);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

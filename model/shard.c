@@ -18,10 +18,10 @@ static uint32_t gcd(uint32_t a, uint32_t b) {
  * from the running sum, so that no rounding adds up. */
 static void cut(uint32_t total, uint32_t unit, const sharding *s, range out[]) {
     double sum = 0.0, before = 0.0;
-    for (uint32_t r = 0; r < s->ranks; r++) sum += s->shares[r];
+    for (uint32_t r = 0; r < s->ranks; r++) sum += s->weight_shares[r];
     uint32_t units = (total + unit - 1) / unit, begin = 0;
     for (uint32_t r = 0; r < s->ranks; r++) {
-        before += s->shares[r];
+        before += s->weight_shares[r];
         uint32_t end = r + 1 == s->ranks ? units : (uint32_t)lround(units * (before / sum));
         out[r] = (range){begin * unit, end * unit < total ? end * unit : total};
         begin = end;
@@ -51,14 +51,37 @@ static uint32_t ffn_unit(const hparams *h, const weights *w) {
     return unit;
 }
 
-static rs_status take_shares(sharding *s, const double *shares) {
-    double sum = 0.0;
+static rs_status sum_shares(const sharding *s, const double *shares, double *sum) {
+    *sum = 0.0;
     for (uint32_t r = 0; r < s->ranks; r++) {
         if (!isfinite(shares[r]) || shares[r] < 0.0) {
             return status_fail(RS_BAD_ARGUMENT, "the share %g of rank %u is not a positive number", shares[r], r);
         }
-        sum += shares[r];
+        *sum += shares[r];
     }
+    return RS_OK;
+}
+
+/* Only sliced projections let a rank do without weights: it then gets its queries from the others. */
+static rs_status take_weight_shares(sharding *s, const double *shares) {
+    double sum;
+    RS_TRY(sum_shares(s, shares, &sum));
+    for (uint32_t r = 0; r < s->ranks; r++) {
+        if (sum > 0.0 && shares[r] == 0.0 && s->split != RS_SPLIT_R4) {
+            return status_fail(RS_BAD_ARGUMENT,
+                               "rank %u has a weight share of 0: only split r4 has ranks that keep KV alone (r1, r2 "
+                               "and r3 give every rank the Q, K and V projections; with tp and pp KV follows the "
+                               "weights)",
+                               r);
+        }
+        s->weight_shares[r] = sum > 0.0 ? shares[r] : s->shares[r];
+    }
+    return RS_OK;
+}
+
+static rs_status take_shares(sharding *s, const double *shares) {
+    double sum;
+    RS_TRY(sum_shares(s, shares, &sum));
     for (uint32_t r = 0; r < s->ranks; r++) {
         if (sum > 0.0 && shares[r] == 0.0) {
             return status_fail(RS_BAD_ARGUMENT, "rank %u of %u has no share; give one positive share per rank", r,
@@ -93,11 +116,12 @@ static void cut_heads(sharding *s, const hparams *h, const weights *w) {
 }
 
 rs_status sharding_make(const hparams *h, const weights *w, rs_split split, uint32_t ranks, const double *shares,
-                        sharding *out) {
+                        const double *weight_shares, sharding *out) {
     sharding s = {.ranks = ranks};
     RS_TRY(take_shares(&s, shares));
     /* Local ranks exchange at memory speed, so auto slices everything; one rank is the split that slices nothing. */
     s.split = ranks == 1 ? RS_SPLIT_R1 : split == RS_SPLIT_AUTO ? RS_SPLIT_R4 : split;
+    RS_TRY(take_weight_shares(&s, weight_shares));
     bool tp = s.split == RS_SPLIT_TP, pp = s.split == RS_SPLIT_PP;
     s.pages_dealt = ranks > 1 && !tp && !pp;
     s.qkv_sliced = s.split == RS_SPLIT_R4;

@@ -20,7 +20,8 @@ typedef struct shard {
 typedef struct sharding {
     rs_split split; /* never RS_SPLIT_AUTO */
     uint32_t ranks;
-    double shares[RS_RANKS_MAX]; /* all > 0 */
+    double shares[RS_RANKS_MAX];        /* of pages; all > 0 */
+    double weight_shares[RS_RANKS_MAX]; /* of weights; 0 for a rank that keeps KV only */
     shard of[RS_RANKS_MAX];
     /* What follows from the ranges, the same on every rank: */
     bool pages_dealt; /* each rank holds the pages dealt to it, else all pages of its layers and heads */
@@ -29,10 +30,11 @@ typedef struct sharding {
     bool ffn_sliced;  /* the FFN's output is summed */
 } sharding;
 
-/* Fills in who has what. Slices are cut in proportion to the shares, at the boundaries of quantisation blocks.
- * RS_BAD_ARGUMENT for shares that are negative, infinite or partly missing. */
+/* Fills in who has what. Slices are cut in proportion to weight_shares (all 0: to shares), at the boundaries of
+ * quantisation blocks. RS_BAD_ARGUMENT for shares that are negative, infinite or partly missing, and for a weight share
+ * of 0 where a split gives every rank weights. */
 rs_status sharding_make(const hparams *h, const weights *w, rs_split split, uint32_t ranks, const double *shares,
-                        sharding *out);
+                        const double *weight_shares, sharding *out);
 
 /* Bytes of weights that a rank reads for one token. */
 uint64_t sharding_weight_bytes(const sharding *s, const hparams *h, const weights *w, uint32_t rank);

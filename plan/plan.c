@@ -184,28 +184,29 @@ static void describe_shards(rs_plan *p, const rs_model *model) {
     }
 }
 
-static rs_status make(rs_plan *p, const rs_model *model, const rs_options *options, bool packed, uint32_t own) {
+static rs_status make(rs_plan *p, const rs_model *model, const rs_options *options, plan_scope scope) {
     RS_TRY(complete_options(p, model, options));
     rs_options *o = &p->options;
-    p->local = o->cluster != NULL ? (range){own, own + 1} : (range){0, o->ranks};
-    RS_TRY(sharding_make(&model->h, &model->w, o->split, o->ranks, o->shares, &p->sharding));
+    p->local = range_count(scope.local) > 0 ? scope.local : (range){0, o->ranks};
+    RS_TRY(sharding_make(&model->h, &model->w, o->split, o->ranks, o->shares, o->weight_shares, &p->sharding));
     o->split = p->sharding.split;
     memcpy(o->shares, p->sharding.shares, sizeof o->shares);
+    memcpy(o->weight_shares, p->sharding.weight_shares, sizeof o->weight_shares);
     p->view = (model_view){.h = &model->h,
                            .w = &model->w,
                            .s = &p->sharding,
                            .deal = &p->deal,
                            .kv = {o->kv_k, o->kv_v},
                            .chunk = o->chunk,
-                           .packed = packed,
+                           .packed = scope.packed,
                            .travel_rows = TRAVEL_ROWS};
     rs_plan_info *info = &p->info;
     *info = (rs_plan_info){.page_tokens = PAGE_TOKENS, .limit = o->memory_limit};
-    info->weights = packed ? slices_rest_bytes(&model->h, &model->w, model->file) : gguf_file_bytes(model->file);
-    info->program = budget_resident(gguf_data(model->file), gguf_file_bytes(model->file));
+    info->weights = scope.packed ? slices_rest_bytes(&model->h, &model->w, model->file) : gguf_file_bytes(model->file);
+    if (!scope.elsewhere) info->program = budget_resident(gguf_data(model->file), gguf_file_bytes(model->file));
     uint64_t fixed = info->weights + info->program;
     uint64_t taken = fixed + PROGRAM_SLACK;
-    RS_TRY(largest_context(p, info->limit > taken ? info->limit - taken : 0, &info->context_max));
+    if (!scope.elsewhere) RS_TRY(largest_context(p, info->limit > taken ? info->limit - taken : 0, &info->context_max));
     RS_TRY(measure(p, o->context));
     info->total = size_add(fixed, size_add(info->ranks, info->tables));
     o->chunk = p->view.chunk;
@@ -214,12 +215,12 @@ static rs_status make(rs_plan *p, const rs_model *model, const rs_options *optio
     return RS_OK;
 }
 
-rs_status plan_make(const rs_model *model, const rs_options *options, bool packed, uint32_t own, rs_plan **out) {
+rs_status plan_make(const rs_model *model, const rs_options *options, plan_scope scope, rs_plan **out) {
     if (model == NULL || options == NULL || out == NULL)
         return status_fail(RS_BAD_ARGUMENT, "rs_plan_make needs a model");
     rs_plan *p = calloc(1, sizeof *p);
     if (p == NULL) return status_fail(RS_NO_MEMORY, "no memory for a plan");
-    rs_status status = make(p, model, options, packed, own);
+    rs_status status = make(p, model, options, scope);
     if (status != RS_OK) {
         rs_plan_free(p);
         return status;
@@ -229,8 +230,9 @@ rs_status plan_make(const rs_model *model, const rs_options *options, bool packe
 }
 
 rs_status rs_plan_make(const rs_model *model, const rs_options *options, rs_plan **out) {
-    /* Machines of a cluster hold packed slices; this one is its head. */
-    return plan_make(model, options, options != NULL && options->cluster != NULL, 0, out);
+    /* Of a cluster this is the head. */
+    bool cluster = options != NULL && options->cluster != NULL;
+    return plan_make(model, options, (plan_scope){.packed = cluster, .local = {0, cluster}}, out);
 }
 
 void rs_plan_free(rs_plan *p) {

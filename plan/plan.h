@@ -26,9 +26,16 @@ struct rs_plan {
     rs_plan_info info;
 };
 
-/* rs_plan_make for ranks that share one mapped file, or that each hold packed slices of the weights (model/slices.h),
- * as ranks on several machines must; of those `own` is the one here. Without a cluster all are here. */
-rs_status plan_make(const rs_model *model, const rs_options *options, bool packed, uint32_t own, rs_plan **out);
+/* Whose plan it is. */
+typedef struct plan_scope {
+    bool packed;    /* ranks hold packed slices (model/slices.h), as ranks on several machines must; else all share the
+                       mapped file */
+    bool elsewhere; /* for machines that are not this: nothing is asked of it, so program and context_max stay 0 */
+    range local;    /* the ranks of this process, whose bytes make the total; empty: all */
+} plan_scope;
+
+/* rs_plan_make of any scope. */
+rs_status plan_make(const rs_model *model, const rs_options *options, plan_scope scope, rs_plan **out);
 
 /* Walks a rank's weights and working memory. */
 void rank_layout(rank_buffers *b, arena *a, const rs_plan *p, uint32_t rank);

@@ -20,6 +20,7 @@
 #include "base/pool.h"
 #include "plan/budget.h"
 #include "plan/plan.h"
+#include "plan/rates.h"
 
 enum {
     MEASURES = 4,
@@ -166,9 +167,14 @@ static size_t part_of(size_t bytes, size_t threads) {
     return (bytes / threads + PART_ALIGN - 1) / PART_ALIGN * PART_ALIGN;
 }
 
-static rs_status measure_with(size_t threads, const topology *t, const probe_kernels *probes, size_t bytes, listener *l,
-                              rs_ceilings *out) {
-    crew c = {.probes = probes, .part_bytes = part_of(bytes, threads)};
+static bool tick(void *user) {
+    listener *l = user;
+    return l->progress == NULL || l->progress(l->user, ++l->done, l->total);
+}
+
+static rs_status measure_with(size_t threads, const topology *t, const kernels *k, size_t bytes, listener *l,
+                              rs_ceilings *out, rs_rates *rates) {
+    crew c = {.probes = k->probe, .part_bytes = part_of(bytes, threads)};
     c.bytes = threads * c.part_bytes;
     c.turns = calloc(threads, sizeof *c.turns);
     if (c.turns == NULL) return status_fail(RS_NO_MEMORY, "no memory for %zu threads", threads);
@@ -183,6 +189,10 @@ static rs_status measure_with(size_t threads, const topology *t, const probe_ker
     pthread_barrier_init(&c.start, NULL, (unsigned)threads);
     status = measure_all(&c, l, out);
     pthread_barrier_destroy(&c.start);
+    size_t end = l->done + RATES_TICKS;
+    if (status == RS_OK) status = rates_measure(k, t, threads, c.memory, c.bytes, tick, l, rates);
+    rates->read_bytes_per_s = out->read_bytes_per_s.median;
+    l->done = end;
     munmap(c.memory, c.bytes);
 close_pool:
     pool_close(c.pool);
@@ -228,6 +238,24 @@ static rs_status size_buffer(const rs_options *o, rs_probe *p) {
                        p->buffer_bytes >> 20, p->allowed_bytes >> 20, (MEMORY_PARTS * p->buffer_bytes + has) >> 20);
 }
 
+/* Exchanges between two ranks with a core each, and between one more than there are cores. Where one of them cannot be
+ * had, the other stands in. */
+static rs_status measure_links(topology *t, rs_machine *m) {
+    static const uint32_t single[RS_RANKS_MAX] = {[0 ... RS_RANKS_MAX - 1] = 1};
+    uint32_t crowd = t->cpus + 1;
+    if (t->cpus > 1) {
+        topology_deal(t, 2, single);
+        RS_TRY(rates_measure_link(t, 2, &m->local));
+    }
+    m->crowded = m->local;
+    if (crowd <= RS_RANKS_MAX) {
+        topology_deal(t, crowd, single);
+        RS_TRY(rates_measure_link(t, crowd, &m->crowded));
+    }
+    if (t->cpus == 1) m->local = m->crowded;
+    return RS_OK;
+}
+
 static rs_status probe_on(topology *t, const kernels *k, const rs_options *options, listener *l, rs_probe *p) {
     cpu_set_t before;
     describe_machine(t, p);
@@ -235,13 +263,20 @@ static rs_status probe_on(topology *t, const kernels *k, const rs_options *optio
     topology_deal(t, 1, &p->threads);
     bool pinned = sched_getaffinity(0, sizeof before, &before) == 0;
     if (pinned) topology_pin(t, 0); /* The caller is thread 0, and gets its freedom back. */
-    rs_status status = measure_with(1, t, k->probe, p->buffer_bytes, l, &p->one);
+    rs_machine *m = &p->machine;
+    rs_status status = measure_with(1, t, k, p->buffer_bytes, l, &p->one, &m->one);
     p->all = p->one;
+    m->all = m->one;
     if (status == RS_OK && p->threads > 1) {
-        status = measure_with(p->threads, t, k->probe, p->buffer_bytes, l, &p->all);
+        status = measure_with(p->threads, t, k, p->buffer_bytes, l, &p->all, &m->all);
     }
     if (pinned) sched_setaffinity(0, sizeof before, &before);
-    return status;
+    if (status == RS_OK) status = measure_links(t, m);
+    if (status != RS_OK) return status;
+    snprintf(m->name, sizeof m->name, "%.47s", p->cpu);
+    m->memory_bytes = p->allowed_bytes;
+    m->threads = p->threads;
+    return RS_OK;
 }
 
 rs_status rs_probe_run(const rs_options *options, rs_progress progress, void *user, rs_probe *out) {
@@ -257,7 +292,7 @@ rs_status rs_probe_run(const rs_options *options, rs_progress progress, void *us
     p.kernels = k->name;
     k->probe->dot8(0, &p.int8_by);
     RS_TRY(topology_open(NULL, &t));
-    listener l = {progress, user, .total = (size_t)(p.threads > 1 ? 2 : 1) * MEASURES * REPETITIONS_MAX,
+    listener l = {progress, user, .total = (size_t)(p.threads > 1 ? 2 : 1) * (MEASURES * REPETITIONS_MAX + RATES_TICKS),
                   .repetitions = REPETITIONS_MAX};
     rs_status status = probe_on(t, k, options, &l, &p);
     topology_close(t);

@@ -41,7 +41,8 @@ class Message(Structure):
 
 class Options(Structure):
     _fields_ = [
-        ("context", c_uint32), ("ranks", c_uint32), ("shares", ctypes.c_double * RANKS_MAX), ("split", ctypes.c_int),
+        ("context", c_uint32), ("ranks", c_uint32), ("shares", ctypes.c_double * RANKS_MAX),
+        ("weight_shares", ctypes.c_double * RANKS_MAX), ("split", ctypes.c_int),
         ("kv_k", ctypes.c_int), ("kv_v", ctypes.c_int), ("chunk", c_uint32), ("threads", c_uint32),
         ("memory_limit", c_uint64), ("kernels", c_char_p), ("cluster", c_void_p),
     ]
@@ -170,8 +171,8 @@ def options(**values):
     out = Options()
     lib().rs_options_init(byref(out))
     for key, value in values.items():
-        if key == "shares":
-            out.shares[: len(value)] = value
+        if key in ("shares", "weight_shares"):
+            getattr(out, key)[: len(value)] = value
         elif key in ("kv_k", "kv_v"):
             setattr(out, key, KV.get(value, value))
         elif key == "split":

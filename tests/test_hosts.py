@@ -76,7 +76,7 @@ def run(hosts, kv, steps=GREEDY, **options):
 @pytest.mark.parametrize("hosts", [2, 3, 4])
 @pytest.mark.parametrize("name", F32)
 def test_every_split(open_hosts, name, hosts):
-    """One cluster opens engine after engine, in every split; every KV format on three hosts, the others on two of them."""
+    """One cluster opens engine after engine, in every split; three hosts see every KV format."""
     group = open_hosts(name, hosts)
     for split in SPLITS:
         for kv in BOUND if hosts == 3 else (("f16", "f16"), ("q8_0", "q4_0")):

@@ -151,6 +151,37 @@ def test_uneven_shares(directory, name, shares):
         run(path, ("f16", "f16"), steps=1, ranks=3, split=split, shares=shares)
 
 
+KV_ONLY = ([0, 1, 1], [1, 0, 2], [3, 1, 0], [0, 0, 1], [1, 0, 0])
+
+
+@pytest.mark.parametrize("weight_shares", KV_ONLY, ids=str)
+@pytest.mark.parametrize("name", ["llama-f32", "gemma3-q4_k", "qwen2-q8_0"])
+def test_ranks_that_keep_kv_only(directory, name, weight_shares):
+    """A rank without weights gets its queries from the others and gives its part of the attention back."""
+    path = tiny_models.make(directory, name)
+    options = {"ranks": 3, "split": "r4", "weight_shares": weight_shares}
+    plan = model(path).plan(context=CONTEXT, **options)
+    assert [rank["weights"] > 0 for rank in plan["rank"]] == [share > 0 for share in weight_shares]
+    assert all(rank["pages"] > 0 for rank in plan["rank"])
+    for kv in (("f16", "f16"), ("q8_0", "q4_0")):
+        for shares in ([1, 1, 1], [1, 2, 3]):
+            run(path, kv, steps=1, shares=shares, **options)
+            run(path, kv, steps=0, shares=shares, chunk=7, **options)
+
+
+@pytest.mark.parametrize("split", [split for split in SPLITS if split != "r4"])
+def test_only_r4_has_ranks_without_weights(directory, split):
+    with pytest.raises(rs.Error, match="rank 1 has a weight share of 0: only split r4") as failure:
+        model(tiny_models.make(directory, "llama-f32")).plan(ranks=2, split=split, weight_shares=[1, 0])
+    assert failure.value.status == rs.BAD_ARGUMENT
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_weights_and_pages_are_shared_apart(directory, split):
+    path = tiny_models.make(directory, "llama-f32")
+    run(path, ("f16", "f16"), steps=1, ranks=3, split=split, shares=[3, 2, 1], weight_shares=[1, 2, 3])
+
+
 def test_a_share_of_zero_is_refused(directory):
     with pytest.raises(rs.Error) as failure:
         model(tiny_models.make(directory, "llama-f32")).engine(context=CONTEXT, ranks=3, shares=[1, 0, 1])

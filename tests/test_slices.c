@@ -17,6 +17,7 @@ static const hparams shape = {.layers = 1, .dim = 512, .heads = 10, .kv_heads = 
 static const hparams narrow = {.layers = 1, .dim = 40, .heads = 7, .kv_heads = 7, .head_dim = 6, .ffn_dim = 19};
 
 static const double shares[SHARES][RANKS] = {{1, 1, 1, 1}, {3, 2, 1, 5}, {1, 1, 1000, 1}, {1e-6, 1, 1e-6, 1}};
+static const double no_shares[RANKS] = {0};
 
 /* Formats of q, k, v, o, gate, up, down; heads and hidden units of `narrow` fit blocks of one value alone. */
 static const format formats[FORMATS][MATRICES] = {
@@ -154,7 +155,7 @@ static void test_slices_make_the_layer(void **unused) {
             for (int i = 0; i < SHARES; i++) {
                 for (rs_split split = RS_SPLIT_R1; split < RS_SPLITS; split++) {
                     sharding s;
-                    assert_int_equal(sharding_make(h, &w, split, ranks, shares[i], &s), RS_OK);
+                    assert_int_equal(sharding_make(h, &w, split, ranks, shares[i], no_shares, &s), RS_OK);
                     check_sharding(&whole, h, &s);
                 }
             }
@@ -170,11 +171,10 @@ static void test_what_travels(void **unused) {
     weights w = {.layers = &whole};
     const run_matrix first[] = {[RS_SPLIT_R1] = RUN_MATRICES, [RS_SPLIT_R2] = RUN_GATE, [RS_SPLIT_R3] = RUN_O,
                                 [RS_SPLIT_R4] = RUN_Q,        [RS_SPLIT_TP] = RUN_Q,    [RS_SPLIT_PP] = RUN_MATRICES};
-    const double equal[RANKS] = {0};
     for (rs_split split = RS_SPLIT_R1; split < RS_SPLITS; split++) {
         sharding s;
         size_t bytes = 0;
-        assert_int_equal(sharding_make(&shape, &w, split, 3, equal, &s), RS_OK);
+        assert_int_equal(sharding_make(&shape, &w, split, 3, no_shares, no_shares, &s), RS_OK);
         assert_int_equal(run_travels_from(&s), first[split]);
         for (uint32_t r = 0; r < 3; r++) bytes += run_bytes(&whole, &shape, &s.of[r], first[split]);
         if (first[split] == RUN_MATRICES) assert_int_equal(bytes, 0);
@@ -193,7 +193,7 @@ static void test_layout_is_what_it_takes(void **unused) {
         sharding s;
         hparams h = shape;
         h.vocab = 99;
-        assert_int_equal(sharding_make(&h, &w, RS_SPLIT_R4, ranks, shares[1], &s), RS_OK);
+        assert_int_equal(sharding_make(&h, &w, RS_SPLIT_R4, ranks, shares[1], no_shares, &s), RS_OK);
         for (uint32_t r = 0; r < ranks; r++) {
             arena sizes = {0}, views = {0}, real;
             slices measured, placed;

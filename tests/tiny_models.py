@@ -10,13 +10,14 @@ Command line: tiny_models.py --out DIR [NAME ...]   (all of MODELS without names
 """
 
 import argparse
+import hashlib
 import os
 import zlib
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from gguf import GGMLQuantizationType as Type
-from gguf import GGUFReader, GGUFValueType, GGUFWriter, dequantize, quantize
+from gguf import GGML_QUANT_SIZES, GGUFReader, GGUFValueType, GGUFWriter, dequantize, quantize
 
 FORMATS = ("F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL MXFP4").split()
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3")
@@ -123,13 +124,23 @@ def random_matrix(rng, name, rows, cols, std):
 
 
 def write_tensors(writer, spec, rng):
+    """With rng None the tensors are only announced, for a file without data."""
     dim, q_dim, kv_dim = spec.dim, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
 
     def matrix(name, rows, cols, gain):
+        if rng is None:
+            kind = Type[spec.format]
+            values, block_bytes = GGML_QUANT_SIZES[kind]
+            row_bytes = cols // values * block_bytes
+            writer.add_tensor_info(f"{name}.weight", [rows, row_bytes], np.dtype(np.uint8), rows * row_bytes, kind)
+            return
         data, kind = random_matrix(rng, spec.format, rows, cols, gain / np.sqrt(cols))
         writer.add_tensor(f"{name}.weight", data, raw_dtype=kind)
 
     def vector(name, n, mean, std):
+        if rng is None:
+            writer.add_tensor_info(name, [n], np.dtype(np.float32), 4 * n)
+            return
         writer.add_tensor(name, (mean + std * np.clip(rng.standard_normal(n), -2, 2)).astype(np.float32))
 
     matrix("token_embd", spec.vocab, dim, 3.0)
@@ -185,6 +196,8 @@ def write_byte_level(writer, vocab, pre, chat):
     types = [1] * len(tokens)
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     filler = [f"<|unused_{i}|>" for i in range(vocab - len(tokens) - len(special))]
+    if vocab > TOKENIZER_VOCAB:  # So many texts that differ in digits alone would fill a hash table unevenly.
+        filler = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in filler]
     tokens, types = tokens + special + filler, types + [3] * len(special) + [5] * len(filler)
     bos = tokens.index("<|im_start|>")
     writer.add_tokenizer_model("gpt2")
@@ -268,8 +281,9 @@ def write_metadata(writer, spec, name):
         add(f"{a}.rope.scaling.{key}", value)
 
 
-def write(path, spec, name, tokenizer=None):
-    """Writes one model; `tokenizer` is a GGUF file to take the tokenizer from. The seed is the name."""
+def write(path, spec, name, tokenizer=None, sparse=False):
+    """Writes one model; `tokenizer` is a GGUF file to take the tokenizer from. The seed is the name. A sparse one has a
+    hole in place of its data: it takes some MB of the disk and can be planned, not run."""
     writer = GGUFWriter(path + ".part", spec.family)
     write_metadata(writer, spec, name)
     if tokenizer:
@@ -279,11 +293,18 @@ def write(path, spec, name, tokenizer=None):
     else:
         pre = {"llama": "gpt-2", "qwen2": "qwen2", "qwen3": "qwen2"}[spec.family]
         write_byte_level(writer, spec.vocab, "llama-bpe" if spec.llama3 else pre, spec.chat)
-    write_tensors(writer, spec, np.random.default_rng(zlib.crc32(name.encode())))
+    write_tensors(writer, spec, None if sparse else np.random.default_rng(zlib.crc32(name.encode())))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    if sparse:
+        writer.write_ti_data_to_file()
+    else:
+        writer.write_tensors_to_file()
     writer.close()
+    if sparse:
+        pad = writer.data_alignment
+        tensors = sum(-(-t.nbytes // pad) * pad for group in writer.tensors for t in group.values())
+        os.truncate(path + ".part", -(-os.path.getsize(path + ".part") // pad) * pad + tensors)
     os.replace(path + ".part", path)
     return path
 
@@ -294,19 +315,29 @@ def make(directory, name):
     return path if os.path.exists(path) else write(path, MODELS[name], name)
 
 
-# Shapes of real models for measurements of time and memory. The last one is four layers of an 8B model; the vocabulary
-# is that of the tokenizer which it is given.
+# Shapes of real models for measurements of time and memory. 8b-4l is four layers of an 8B model. Those of the
+# vocabulary 49,152 take the tokenizer that they are given, the others have one made up.
 SHAPES = {
     "smollm2-135m": Spec("llama", "Q8_0", dim=576, heads=9, kv_heads=3, head_dim=64, ffn_dim=1536, layers=30,
                          vocab=49152, tied=True, freq_base=100000.0, explicit_head_dim=False),
     "8b-4l": Spec("llama", "Q8_0", dim=4096, heads=32, kv_heads=8, head_dim=128, ffn_dim=14336, layers=4,
                   vocab=49152, tied=True, freq_base=500000.0),
+    "llama-3-8b": Spec("llama", "Q8_0", dim=4096, heads=32, kv_heads=8, head_dim=128, ffn_dim=14336, layers=32,
+                       vocab=128256, freq_base=500000.0),
+    "llama-70b": Spec("llama", "Q8_0", dim=8192, heads=64, kv_heads=8, head_dim=128, ffn_dim=28672, layers=80,
+                      vocab=128256, freq_base=500000.0),
+    "qwen3-14b": Spec("qwen3", "Q8_0", dim=5120, heads=40, kv_heads=8, head_dim=128, ffn_dim=17408, layers=40,
+                      vocab=151936, freq_base=1e6),
+    "qwen3-32b": Spec("qwen3", "Q8_0", dim=5120, heads=64, kv_heads=8, head_dim=128, ffn_dim=25600, layers=64,
+                      vocab=151936, freq_base=1e6),
 }
+TOKENIZER_VOCAB = 49152
 
 
-def make_shape(path, shape, context, tokenizer=None):
-    """One of SHAPES with random Q8_0 weights (143 MB; 1.1 GB) and any context length."""
-    return write(path, replace(SHAPES[shape], context=context), shape, tokenizer)
+def make_shape(path, shape, context, tokenizer=None, weights=None, sparse=False):
+    """One of SHAPES with random weights, Q8_0 if not told (143 MB; 1.1 GB; ...), and any context length."""
+    spec = replace(SHAPES[shape], context=context, format=weights or SHAPES[shape].format)
+    return write(path, spec, shape, tokenizer if spec.vocab == TOKENIZER_VOCAB else None, sparse)
 
 
 def make_smollm2(path, context, tokenizer=None):

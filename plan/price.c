@@ -1,0 +1,212 @@
+/* price.c: the forward pass of all ranks, run dry. */
+#include "plan/price.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "comm/dry_comm.h"
+#include "device/dry.h"
+
+/* Depths, in chunks, between which a prompt's cost is read off lines. Shallow ones, since portions of pages are copied
+ * dry, too: three, and the others up to DEPTH_TOKENS. */
+static const uint32_t chunk_depths[] = {0, 1, 4, 16, 24};
+enum { CHUNK_DEPTHS = sizeof chunk_depths / sizeof *chunk_depths, DEPTHS_LEAST = 3, DEPTH_TOKENS = 16384 };
+
+typedef struct dry_rank {
+    price *price;
+    uint32_t index;
+    rs_rates rates;
+    virtual_clock clock;
+    arena working, pages;
+    kv_cache cache;
+    device *device;
+    forward forward;
+    rs_status status;
+    char error[STATUS_TEXT_MAX];
+} dry_rank;
+
+struct price {
+    const rs_plan *plan;
+    rs_link *links;  /* [ranks, ranks] */
+    int32_t *tokens; /* [chunk], all 0 */
+    dry_group *group;
+    step step;
+    dry_rank ranks[];
+};
+
+double parts_sum(const rs_parts *parts) {
+    return parts->weights + parts->kv + parts->network + parts->rest;
+}
+
+static rs_parts parts_of(const double costs[COSTS]) {
+    return (rs_parts){costs[COST_WEIGHTS], costs[COST_KV], costs[COST_NETWORK], costs[COST_REST]};
+}
+
+/* ---- What a rank runs on ---- */
+
+/* The rates of `threads` threads of a machine of which `busy` work at once: a thread is no faster than alone, and all
+ * of them are no faster than the machine. */
+static rs_rates rates_share(const rs_machine *m, uint32_t threads, uint32_t busy) {
+    rs_rates out = threads > 1 || m->threads <= 1 ? m->all : m->one;
+    const double *all = (const double *)&m->all, *one = (const double *)&m->one;
+    double *rate = (double *)&out;
+    _Static_assert(sizeof(rs_rates) % sizeof(double) == 0, "rates are doubles and nothing else");
+    for (size_t i = 0; i < sizeof(rs_rates) / sizeof(double); i++) {
+        size_t offset = i * sizeof(double);
+        if (offset == offsetof(rs_rates, small_s) || offset == offsetof(rs_rates, launch_s)) continue;
+        rate[i] = all[i] * threads / busy;
+        if (one[i] > 0) rate[i] = fmin(rate[i], one[i] * threads);
+    }
+    return out;
+}
+
+/* Ranks of one process share its machine's threads; in a pipeline only one of them works at a time. */
+static rs_rates rates_here(const rs_plan *p, const rs_machine *m, uint32_t rank) {
+    uint32_t threads = rank_threads(&p->options, rank), busy = 0;
+    for (uint32_t r = 0; r < p->sharding.ranks; r++) busy += rank_threads(&p->options, r);
+    if (p->sharding.split == RS_SPLIT_PP) busy = threads;
+    return rates_share(m, threads, busy > m->threads ? busy : m->threads);
+}
+
+static rs_link link_between(const price *p, const rs_machines *c, const uint32_t *machine, uint32_t from, uint32_t to) {
+    if (!c->local) return c->link[machine[from]][machine[to]];
+    uint32_t threads = 0;
+    for (uint32_t r = 0; r < p->plan->sharding.ranks; r++) threads += rank_threads(&p->plan->options, r);
+    return threads > c->machine[0].threads ? c->machine[0].crowded : c->machine[0].local;
+}
+
+static rs_status open_rank(price *p, const rs_machines *c, const uint32_t *machine, uint32_t index) {
+    dry_rank *r = &p->ranks[index];
+    const rs_plan *plan = p->plan;
+    r->price = p;
+    r->index = index;
+    r->rates = c->local ? rates_here(plan, &c->machine[0], index) : c->machine[machine[index]].all;
+    arena sizes = {0}, kv_sizes = {0};
+    rank_buffers buffers;
+    rank_layout(&buffers, &sizes, plan, index);
+    RS_TRY(arena_reserve(&r->working, sizes.used));
+    rank_layout(&buffers, &r->working, plan, index);
+    rank_kv_layout(&r->cache, &kv_sizes, plan, index);
+    RS_TRY(arena_reserve(&r->pages, kv_sizes.used));
+    rank_kv_layout(&r->cache, &r->pages, plan, index);
+    RS_TRY(dry_open(&r->rates, &r->clock, &r->device));
+    r->forward = (forward){.m = &plan->view,
+                           .rank = index,
+                           .own = &plan->sharding.of[index],
+                           .d = r->device,
+                           .c = dry_group_comm(p->group, index, &r->clock),
+                           .kv = &r->cache,
+                           .weights = buffers.weights,
+                           .b = buffers.forward};
+    return RS_OK;
+}
+
+static rs_status open_all(price *p, const rs_machines *c, const uint32_t *machine) {
+    uint32_t ranks = p->plan->sharding.ranks;
+    p->links = calloc((size_t)ranks * ranks, sizeof *p->links);
+    p->tokens = calloc(p->plan->view.chunk, sizeof *p->tokens);
+    if (p->links == NULL || p->tokens == NULL) return status_fail(RS_NO_MEMORY, "no memory to price %u ranks", ranks);
+    for (uint32_t from = 0; from < ranks; from++) {
+        for (uint32_t to = 0; to < ranks; to++) {
+            if (from != to) p->links[from * ranks + to] = link_between(p, c, machine, from, to);
+        }
+    }
+    RS_TRY(dry_group_open(ranks, p->links, &p->group));
+    for (uint32_t r = 0; r < ranks; r++) RS_TRY(open_rank(p, c, machine, r));
+    return RS_OK;
+}
+
+rs_status price_open(const rs_plan *plan, const rs_machines *cluster, const uint32_t *machine, price **out) {
+    price *p = calloc(1, sizeof *p + plan->sharding.ranks * sizeof(dry_rank));
+    if (p == NULL) return status_fail(RS_NO_MEMORY, "no memory to price a plan");
+    p->plan = plan;
+    rs_status status = open_all(p, cluster, machine);
+    if (status != RS_OK) {
+        price_close(p);
+        return status;
+    }
+    *out = p;
+    return RS_OK;
+}
+
+void price_close(price *p) {
+    if (p == NULL) return;
+    for (uint32_t r = 0; r < p->plan->sharding.ranks; r++) {
+        if (p->ranks[r].device != NULL) p->ranks[r].device->ops->close(p->ranks[r].device);
+        arena_unmap(&p->ranks[r].working);
+        arena_unmap(&p->ranks[r].pages);
+    }
+    dry_group_close(p->group);
+    free(p->links);
+    free(p->tokens);
+    free(p);
+}
+
+/* ---- Steps ---- */
+
+static void *rank_main(void *argument) {
+    dry_rank *r = argument;
+    r->clock = (virtual_clock){0};
+    dry_group_rest(r->price->group, r->index);
+    r->status = forward_step(&r->forward, &r->price->step);
+    if (r->status != RS_OK) {
+        snprintf(r->error, sizeof r->error, "%s", rs_last_error());
+        r->forward.c->abort(r->forward.c);
+    }
+    return NULL;
+}
+
+rs_status price_step(price *p, uint32_t first, uint32_t count, rs_parts *longest, virtual_clock *clocks) {
+    uint32_t ranks = p->plan->sharding.ranks, started = 1;
+    pthread_t threads[RS_RANKS_MAX];
+    p->step = (step){p->tokens, first, count, true};
+    for (; started < ranks; started++) {
+        if (pthread_create(&threads[started], NULL, rank_main, &p->ranks[started]) != 0) break;
+    }
+    if (started < ranks) p->ranks[0].forward.c->abort(p->ranks[0].forward.c);
+    rank_main(&p->ranks[0]);
+    for (uint32_t r = 1; r < started; r++) pthread_join(threads[r], NULL);
+    if (started < ranks) return status_fail(RS_NO_MEMORY, "cannot start a thread for each of %u ranks", ranks);
+    const dry_rank *last = &p->ranks[0];
+    for (uint32_t r = 0; r < ranks; r++) {
+        if (p->ranks[r].status != RS_OK) return status_fail(p->ranks[r].status, "%s", p->ranks[r].error);
+        if (virtual_now(&p->ranks[r].clock) > virtual_now(&last->clock)) last = &p->ranks[r];
+        if (clocks != NULL) clocks[r] = p->ranks[r].clock;
+    }
+    *longest = parts_of(last->clock.path);
+    return RS_OK;
+}
+
+static rs_parts mix(const rs_parts *a, double a_times, const rs_parts *b, double b_times) {
+    return (rs_parts){a->weights * a_times + b->weights * b_times, a->kv * a_times + b->kv * b_times,
+                      a->network * a_times + b->network * b_times, a->rest * a_times + b->rest * b_times};
+}
+
+rs_status price_prompt(price *p, uint32_t tokens, rs_parts *out) {
+    uint32_t chunk = p->plan->view.chunk, chunks = tokens / chunk, known = 0;
+    rs_parts at[CHUNK_DEPTHS], sum = {0};
+    for (; known < CHUNK_DEPTHS && chunk_depths[known] < chunks; known++) {
+        if (known >= DEPTHS_LEAST && chunk_depths[known] * chunk > DEPTH_TOKENS) break;
+        RS_TRY(price_step(p, chunk_depths[known] * chunk, chunk, &at[known], NULL));
+    }
+    for (uint32_t i = 0, line = 0; i < chunks; i++) {
+        while (line + 2 < known && i > chunk_depths[line + 1]) line++;
+        rs_parts one = at[line];
+        if (line + 1 < known) {
+            double way = (double)(i - chunk_depths[line]) / (chunk_depths[line + 1] - chunk_depths[line]);
+            one = mix(&at[line], 1 - way, &at[line + 1], way);
+        }
+        sum = mix(&sum, 1, &one, 1);
+    }
+    if (tokens % chunk > 0) {
+        rs_parts rest;
+        uint32_t first = known > 0 && chunks > chunk_depths[known - 1] ? chunk_depths[known - 1] : chunks;
+        RS_TRY(price_step(p, first * chunk, tokens % chunk, &rest, NULL));
+        sum = mix(&sum, 1, &rest, 1);
+    }
+    *out = sum;
+    return RS_OK;
+}
