@@ -48,9 +48,9 @@ static const char *const kv_names[RS_KV_FORMATS] = {[RS_KV_F16] = "f16", [RS_KV_
 #define BENCH COMMAND_BENCH
 #define PROBE COMMAND_PROBE
 #define JOIN COMMAND_JOIN
-#define HEAD (COMMAND_RUN | COMMAND_BENCH) /* that may lead a cluster */
 #define PLAN COMMAND_PLAN
 #define ALL (COMMAND_RUN | COMMAND_PLAN | COMMAND_BENCH) /* that take a model */
+#define HEAD (ALL | COMMAND_PROBE)                       /* that may lead a cluster */
 #define FIELD(name) offsetof(args, name)
 #define U32_LARGEST 4294967294.0
 
@@ -74,7 +74,7 @@ static const flag flags[] = {
     {"logprobs", 0, KIND_U32, RUN, FIELD(logprobs), 0, 100, "K",
      "with --json: log-probabilities of each token and of the K most probable", true},
     {"output", 'o', KIND_TEXT, PROBE, FIELD(output), 0, 0, "FILE",
-     "store the profile there, not where 'ringspan plan' looks for it"},
+     "store the profile there, not where 'ringspan plan' looks for it; with --hosts the cluster, for plan --cluster"},
     {"json", 0, KIND_BOOL, ALL | PROBE, FIELD(json), 0, 0, NULL, "print JSON instead of text"},
     {"quiet", 'q', KIND_BOOL, RUN | BENCH | PROBE | JOIN, FIELD(quiet), 0, 0, NULL,
      "no progress and no summary on standard error"},
@@ -113,7 +113,7 @@ static const flag flags[] = {
 
     {NULL, .commands = HEAD | JOIN, .help = "Cluster (its secret: --secret-file, or RINGSPAN_SECRET)"},
     {"hosts", 0, KIND_U32, HEAD, FIELD(hosts), 1, RS_RANKS_MAX, "N",
-     "lead a cluster of N machines, this one included: one rank each; the others run 'ringspan join'"},
+     "lead a cluster of N machines, this one included; the others run 'ringspan join'"},
     {"listen", 0, KIND_TEXT, HEAD, FIELD(address), 0, 0, "ADDR",
      "where they find this one: PORT, or HOST:PORT of one network (default 7777)"},
     {"secret-file", 0, KIND_TEXT, HEAD | JOIN, FIELD(secret_file), 0, 0, "FILE", "what all machines know and prove"},
@@ -435,7 +435,7 @@ static int check_together(command which, args *a, bool ranks_given) {
         const char *name;
         uint32_t count;
     } lists[] = {{"shares", a->n_shares}, {"weight-shares", a->n_weight_shares}};
-    if (a->cluster != NULL && !ranks_given) a->engine.ranks = 0; /* any */
+    if ((a->cluster != NULL || a->hosts > 0) && !ranks_given) a->engine.ranks = 0; /* any */
     for (int i = 0; i < 2; i++) {
         if (lists[i].count == 0) continue;
         if (!ranks_given) a->engine.ranks = lists[i].count;
@@ -447,11 +447,10 @@ static int check_together(command which, args *a, bool ranks_given) {
     if (a->depths.count > RS_DEPTHS_MAX && which == COMMAND_PLAN) {
         return output_refuse("--depths: at most %d are possible", RS_DEPTHS_MAX);
     }
-    if (a->hosts > 0 && ranks_given && a->hosts != a->engine.ranks) {
-        return output_refuse("--hosts names %u machines and --ranks or --shares %u ranks; each machine is one rank",
+    if (a->hosts > 0 && a->engine.ranks > a->hosts) {
+        return output_refuse("--hosts names %u machines and --ranks or --shares %u ranks; a machine is one rank",
                              a->hosts, a->engine.ranks);
     }
-    if (a->hosts > 0) a->engine.ranks = a->hosts;
     if (which == COMMAND_JOIN && a->address == NULL) {
         return output_refuse("no head: give its HOST:PORT; see 'ringspan join --help'");
     }

@@ -71,7 +71,7 @@ static int open_all(bench *b) {
     if (code == 0) code = output_status(rs_model_open(b->args->model, &b->model));
     if (code != 0) return code;
     rs_model_describe(b->model, &b->info);
-    code = cluster_open(b->args, b->model, &b->options, &b->cluster);
+    code = hosts_lead(b->args, b->model, &b->options, &b->cluster);
     if (code == 0) code = output_status(rs_engine_open(b->model, &b->options, &b->engine));
     if (code == 0) code = output_status(rs_session_open(b->engine, &b->session));
     if (code != 0) return code;

@@ -18,6 +18,9 @@ int forecast_make(forecast *f, const rs_model *model, const rs_options *options,
 /* Who holds what on which machine, and what fits. */
 void forecast_print_machines(const forecast *f);
 
+/* The choice in one line. */
+void forecast_print_choice(const forecast *f, FILE *file);
+
 /* Tokens/s of the choice over depth, what else was priced and why it was not chosen, and other KV formats. */
 void forecast_print_speed(const forecast *f);
 

@@ -7,11 +7,12 @@
 #include <string.h>
 
 #include "cli/commands.h"
+#include "cli/forecast.h"
 #include "cli/interrupt.h"
-#include "cli/output.h"
+#include "cli/profile.h"
 
 static const char listen_default[] = "7777";
-enum { JOIN_WAIT_S = 60 };
+enum { JOIN_WAIT_S = 60, SECRET_MAX = 4096 };
 
 static int read_secret_file(const char *path, char *secret, size_t *bytes) {
     FILE *file = fopen(path, "rb");
@@ -48,9 +49,11 @@ static void print_news(void *user, const char *line) {
     fprintf(stderr, "ringspan: %s\n", line);
 }
 
-int cluster_options(const args *a, char *secret, rs_cluster_options *out) {
+/* What the flags say of a cluster; `secret` [SECRET_MAX] and `here` are where it points to. */
+static int read_options(const args *a, char *secret, profile *here, rs_cluster_options *out) {
     *out = (rs_cluster_options){.address = a->address != NULL ? a->address : listen_default,
                                 .secret = secret,
+                                .machine = profile_load(here) && here->machine.threads > 0 ? &here->machine : NULL,
                                 .hosts = a->hosts,
                                 .wait_s = a->wait_s,
                                 .go_on = go_on,
@@ -60,21 +63,71 @@ int cluster_options(const args *a, char *secret, rs_cluster_options *out) {
     return code;
 }
 
-int cluster_open(const args *a, const rs_model *model, rs_options *options, rs_cluster **out) {
+int hosts_open(const args *a, const rs_model *model, rs_cluster **out) {
     char secret[SECRET_MAX];
+    profile here;
     rs_cluster_options o;
+    int code = read_options(a, secret, &here, &o);
+    return code == 0 ? output_status(rs_cluster_open(model, &o, out)) : code;
+}
+
+int hosts_measure(rs_cluster *cluster, rs_machines *out) {
+    bool known;
+    int code = output_status(rs_cluster_measure(cluster, out, &known));
+    if (code == 0 && !known) {
+        code = output_refuse("not every machine has been measured; run 'ringspan probe' on each, then join again");
+    }
+    return code;
+}
+
+/* Fills in what the planner finds fastest. */
+static int search_plan(const args *a, const rs_model *model, forecast *f, rs_options *options) {
+    rs_options wanted = *options;
+    wanted.memory_limit = 0; /* each machine said its own */
+    int code = forecast_make(f, model, &wanted, &(number_list){1, {0}});
+    if (code != 0) return code;
+    const rs_options *best = &f->list[0].options;
+    options->ranks = best->ranks;
+    options->split = best->split;
+    options->chunk = best->chunk;
+    memcpy(options->shares, best->shares, sizeof options->shares);
+    memcpy(options->weight_shares, best->weight_shares, sizeof options->weight_shares);
+    if (!a->quiet) forecast_print_choice(f, stderr);
+    return 0;
+}
+
+/* Decides what the flags leave open: as the planner says where it knows all machines, else alike for all. */
+static int choose(const args *a, const rs_model *model, rs_cluster *cluster, rs_options *options) {
+    bool known = false, decided = options->split != RS_SPLIT_AUTO && options->ranks > 0;
+    forecast *f = decided ? NULL : calloc(1, sizeof *f);
+    if (decided) return 0;
+    if (f == NULL) return output_refuse("no memory for a plan");
+    int code = output_status(rs_cluster_measure(cluster, &f->cluster, &known));
+    if (code == 0 && known) code = search_plan(a, model, f, options);
+    if (code == 0 && !known) {
+        if (options->ranks == 0) options->ranks = a->hosts;
+        if (!a->quiet) {
+            fputs("ringspan: note: not all machines have been measured ('ringspan probe'): all get the same\n", stderr);
+        }
+    }
+    free(f);
+    return code;
+}
+
+int hosts_lead(const args *a, const rs_model *model, rs_options *options, rs_cluster **out) {
     if (a->hosts == 0) return 0;
-    int code = cluster_options(a, secret, &o);
-    if (code == 0) code = output_status(rs_cluster_open(model, &o, out));
+    int code = hosts_open(a, model, out);
+    if (code == 0) code = choose(a, model, *out, options);
     if (code == 0) options->cluster = *out;
     return code;
 }
 
 int join_command(const args *a) {
     char secret[SECRET_MAX];
+    profile here;
     rs_cluster_options o;
     rs_model *model = NULL;
-    int code = cluster_options(a, secret, &o);
+    int code = read_options(a, secret, &here, &o);
     if (code != 0) return code;
     if (o.wait_s <= 0) o.wait_s = JOIN_WAIT_S;
     if (a->model != NULL) code = output_status(rs_model_open(a->model, &model));

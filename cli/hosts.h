@@ -4,14 +4,15 @@
 
 #include "cli/args.h"
 
-enum { SECRET_MAX = 4096 };
+/* Waits until all machines have joined. News go to standard error unless --quiet; Ctrl-C ends it. This and all below
+ * return an exit code, 0 for success. */
+int hosts_open(const args *a, const rs_model *model, rs_cluster **out);
 
-/* The secret of --secret-file (without a line end) or of RINGSPAN_SECRET into `secret` [SECRET_MAX], and the rest of
- * the options from the flags. News go to standard error unless --quiet; Ctrl-C ends it. Returns an exit code, 0 for
- * success. */
-int cluster_options(const args *a, char *secret, rs_cluster_options *out);
+/* With --hosts opens the cluster and sets options->cluster, and, where every machine has been probed and the flags
+ * leave it open, the split, shares and chunk that are fastest there; else does nothing. */
+int hosts_lead(const args *a, const rs_model *model, rs_options *options, rs_cluster **out);
 
-/* With --hosts waits until all machines have joined, and sets *out and options->cluster; else does nothing. */
-int cluster_open(const args *a, const rs_model *model, rs_options *options, rs_cluster **out);
+/* The machines of the cluster and their links, all of which must have been probed. */
+int hosts_measure(rs_cluster *cluster, rs_machines *out);
 
 #endif

@@ -399,6 +399,20 @@ static bool read_cluster(const json_t *root, const char *file, rs_machines *out)
     return read_machines(json_object_get(root, "machines"), &machines, out) && read_links(root, file, out);
 }
 
+json_t *machines_json(const rs_machines *m) {
+    json_t *machines = json_array(), *links = json_array();
+    for (uint32_t i = 0; i < m->count; i++) {
+        json_array_append_new(machines, machine_json(&m->machine[i]));
+        for (uint32_t k = 0; k < i; k++) {
+            const rs_link *there = &m->link[i][k], *back = &m->link[k][i];
+            json_t *link = json_pack("{s[ii] sf sf}", "between", (int)k, (int)i, "latency_s", there->latency_s,
+                                     "bytes_per_s", fmin(there->bytes_per_s, back->bytes_per_s));
+            json_array_append_new(links, link);
+        }
+    }
+    return json_pack("{so so}", "machines", machines, "links", links);
+}
+
 int machines_load(const char *name, rs_machines *out) {
     char path[PATH_MAX];
     memset(out, 0, sizeof *out);

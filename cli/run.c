@@ -141,7 +141,7 @@ static int open_all(run *r) {
         r->sampling.seed = seed >> 12; /* a number that every JSON reader keeps exactly */
     }
     code = output_status(rs_sampler_open(r->model, &r->sampling, &r->sampler));
-    if (code == 0) code = cluster_open(r->args, r->model, &r->options, &r->cluster);
+    if (code == 0) code = hosts_lead(r->args, r->model, &r->options, &r->cluster);
     if (code == 0) code = output_status(rs_engine_open(r->model, &r->options, &r->engine));
     if (code == 0) code = output_status(rs_session_open(r->engine, &r->session));
     return code;

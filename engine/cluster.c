@@ -133,6 +133,26 @@ rs_status cluster_verdict(rs_cluster *c) {
 
 /* ---- The ranks ---- */
 
+/* From here on bad news fails this communicator. */
+static void run_on(rs_cluster *c, comm *ends) {
+    pthread_mutex_lock(&c->lock);
+    c->running = ends;
+    bool over = c->over;
+    pthread_mutex_unlock(&c->lock);
+    if (over) ends->abort(ends);
+}
+
+rs_status cluster_measure_links(rs_cluster *c, ucx_comm *u, uint32_t own, uint32_t ranks, const comm_part *addresses,
+                                rs_link *list) {
+    RS_TRY(ucx_connect(u, own, ranks, addresses, c->epoch, CONNECT_S));
+    comm *ends = ucx_comm_of(u);
+    ends->deadline_s = CLUSTER_ANSWER_S;
+    run_on(c, ends);
+    rs_status status = links_measure(ends, list);
+    cluster_end(c);
+    return status;
+}
+
 rs_status cluster_connect(rs_cluster *c, rs_engine *e, const comm_part *addresses) {
     uint32_t ranks = e->plan->sharding.ranks, threads[RS_RANKS_MAX] = {rank_threads(&e->plan->options, e->first)};
     RS_TRY(ucx_connect(e->ucx, e->first, ranks, addresses, c->epoch, CONNECT_S));
@@ -141,11 +161,7 @@ rs_status cluster_connect(rs_cluster *c, rs_engine *e, const comm_part *addresse
     e->cluster = c;
     comm *ends = ucx_comm_of(e->ucx);
     ends->deadline_s = RANK_DEADLINE_S;
-    pthread_mutex_lock(&c->lock);
-    c->running = ends;
-    bool over = c->over;
-    pthread_mutex_unlock(&c->lock);
-    if (over) ends->abort(ends);
+    run_on(c, ends);
     return engine_start(e, 0, ends);
 }
 

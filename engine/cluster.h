@@ -20,6 +20,8 @@ typedef struct cluster_machine {
     peer *peer;                  /* NULL: this machine */
     char host[CLUSTER_HOST_MAX]; /* what it calls itself */
     bool has_model;              /* its disk has the model's file */
+    bool known;                  /* what it is */
+    rs_machine is;
 } cluster_machine;
 
 struct rs_cluster {
@@ -47,6 +49,14 @@ rs_status cluster_start(rs_cluster *c, rs_engine *e);
 /* ---- Both (cluster.c) ---- */
 
 rs_status cluster_new(const rs_cluster_options *o, rs_cluster **out);
+
+/* Measures the links of all pairs of ranks, each rank those to the ranks above it, and gathers them at rank 0, whose
+ * list [ranks, ranks] is filled in (links.c). Every rank calls it. */
+rs_status links_measure(comm *c, rs_link *list);
+
+/* Connects for nothing but links_measure, as rank `own` of `ranks`. */
+rs_status cluster_measure_links(rs_cluster *c, ucx_comm *u, uint32_t own, uint32_t ranks, const comm_part *addresses,
+                                rs_link *list);
 
 /* The engine's rank here, its communicator and everybody's addresses: [ranks]. */
 rs_status cluster_connect(rs_cluster *c, rs_engine *e, const comm_part *addresses);

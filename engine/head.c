@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "engine/words.h"
+#include "plan/budget.h"
 
 enum { PIECE_BYTES = 1 << 20 /* of a file that is sent */ };
 static const double HELLO_S = 5.0;
@@ -34,7 +35,7 @@ static rs_status check_hello(const words_hello *h, const char *own_hash) {
                            "the machine that joins runs ringspan %s and the head %s; install one on both", h->version,
                            RS_VERSION);
     }
-    if (h->model[0] != 0 && strcmp(h->model, own_hash) != 0) {
+    if (own_hash[0] != 0 && h->model[0] != 0 && strcmp(h->model, own_hash) != 0) {
         return status_fail(RS_BAD_ARGUMENT,
                            "the model file of the machine that joins is not the head's; give it the same file, or none "
                            "to be sent what it needs");
@@ -59,7 +60,7 @@ static rs_status send_model(rs_cluster *c, const rs_model *model, cluster_machin
 static rs_status greet(rs_cluster *c, const rs_model *model, const char *hash, cluster_machine *m) {
     channel_frame f;
     words_hello hello;
-    words_welcome welcome = {.file_bytes = gguf_file_bytes(model->file)};
+    words_welcome welcome = {.file_bytes = model != NULL ? gguf_file_bytes(model->file) : 0};
     char *text;
     RS_TRY(peer_expect(m->peer, PEER_HELLO, HELLO_S, &f));
     rs_status status = words_read_hello(&f, &hello);
@@ -75,11 +76,13 @@ static rs_status greet(rs_cluster *c, const rs_model *model, const char *hash, c
         return status;
     }
     m->has_model = hello.model[0] != 0;
+    m->known = hello.known;
+    m->is = hello.is;
     snprintf(welcome.model, sizeof welcome.model, "%s", hash);
     if (gethostname(welcome.host, sizeof welcome.host - 1) != 0) welcome.host[0] = 0;
     RS_TRY(words_write_welcome(&welcome, &text));
     RS_TRY(send_text(m->peer, PEER_WELCOME, text));
-    return m->has_model ? RS_OK : send_model(c, model, m);
+    return m->has_model || model == NULL ? RS_OK : send_model(c, model, m);
 }
 
 /* Lets in whoever dials next. RS_PEER_LOST for one that was refused: others may come. */
@@ -102,8 +105,8 @@ static rs_status admit(rs_cluster *c, const rs_model *model, const char *hash, d
     pthread_mutex_lock(&c->lock); /* its watch looks for itself */
     c->machines++;
     pthread_mutex_unlock(&c->lock);
-    cluster_news(c, "%s (%s) has joined as rank %u of %u%s", m->host, address, c->machines - 1, o->hosts,
-                 m->has_model ? "" : ", without a model file");
+    cluster_news(c, "%s (%s) has joined, %u of %u%s", m->host, address, c->machines, o->hosts,
+                 m->has_model || model == NULL ? "" : ", without a model file");
     return RS_OK;
 }
 
@@ -126,9 +129,23 @@ static rs_status gather(rs_cluster *c, const rs_model *model, const char *hash) 
     return RS_OK;
 }
 
+/* The fastest memory first, behind the head: a plan that leaves machines out leaves out the last. */
+static void order_machines(rs_cluster *c) {
+    pthread_mutex_lock(&c->lock);
+    for (uint32_t i = 2; i < c->machines; i++) {
+        cluster_machine m = c->machine[i];
+        uint32_t place = i;
+        for (; place > 1 && c->machine[place - 1].is.all.read_bytes_per_s < m.is.all.read_bytes_per_s; place--) {
+            c->machine[place] = c->machine[place - 1];
+        }
+        c->machine[place] = m;
+    }
+    pthread_mutex_unlock(&c->lock);
+}
+
 rs_status rs_cluster_open(const rs_model *model, const rs_cluster_options *o, rs_cluster **out) {
-    if (model == NULL || o == NULL || out == NULL || o->address == NULL || o->secret == NULL) {
-        return status_fail(RS_BAD_ARGUMENT, "rs_cluster_open needs a model, an address and a secret");
+    if (o == NULL || out == NULL || o->address == NULL || o->secret == NULL) {
+        return status_fail(RS_BAD_ARGUMENT, "rs_cluster_open needs an address and a secret");
     }
     if (o->hosts < 1 || o->hosts > RS_RANKS_MAX) {
         return status_fail(RS_BAD_ARGUMENT, "%u machines asked for, 1 to %d are possible", o->hosts, RS_RANKS_MAX);
@@ -138,22 +155,27 @@ rs_status rs_cluster_open(const rs_model *model, const rs_cluster_options *o, rs
                            CHANNEL_SECRET_MIN);
     }
     rs_cluster *c;
-    char hash[MODEL_HASH_TEXT];
+    char hash[MODEL_HASH_TEXT] = "";
     uint16_t port;
     RS_TRY(cluster_new(o, &c));
     rs_status status = channel_listen(o->address, &c->listener, &port);
     if (status == RS_OK) {
         gethostname(c->machine[0].host, CLUSTER_HOST_MAX - 1);
         c->machine[0].has_model = true;
-        model_hash(model, hash);
+        c->machine[0].known = o->machine != NULL;
+        if (o->machine != NULL) c->machine[0].is = *o->machine;
+        c->machine[0].is.memory_bytes = budget_limit();
+        if (model != NULL) model_hash(model, hash);
         const char *colon = strrchr(o->address, ':');
         int host = colon != NULL ? (int)(colon - o->address) : 0;
         cluster_news(c, "waiting for %u more machine%s: run 'ringspan join %.*s:%u' there", o->hosts - 1,
                      o->hosts == 2 ? "" : "s", host > 0 ? host : CLUSTER_HOST_MAX,
                      host > 0 ? o->address : c->machine[0].host, port);
         status = gather(c, model, hash);
+        order_machines(c);
     }
     c->options.secret = NULL; /* the caller's, and needed no more */
+    c->options.machine = NULL;
     if (status != RS_OK) {
         char why[STATUS_TEXT_MAX];
         snprintf(why, sizeof why, "%s", rs_last_error());
@@ -188,26 +210,28 @@ static rs_status collect_addresses(rs_cluster *c, uint32_t ranks, words_address 
             free(f.data);
         }
         if (status == RS_OK) continue;
+        char why[STATUS_TEXT_MAX];
+        snprintf(why, sizeof why, "%s", rs_last_error());
         RS_TRY(cluster_verdict(c)); /* what the member says itself, if it does */
-        return status_fail(status, "rank %u (%s): %s", r, c->machine[r].host, rs_last_error());
+        return status_fail(status, "rank %u (%s): %.400s", r, c->machine[r].host, why);
     }
     return RS_OK;
 }
 
-static rs_status connect_all(rs_cluster *c, rs_engine *e, words_address *list) {
-    comm_part addresses[RS_RANKS_MAX];
-    uint32_t ranks = e->plan->sharding.ranks;
+/* Everybody's addresses, to everybody: list and addresses [ranks]. */
+static rs_status swap_addresses(rs_cluster *c, uint32_t ranks, const ucx_comm *own, words_address *list,
+                                comm_part *addresses) {
     char *text;
-    const void *own = ucx_address(e->ucx, &list[0].bytes);
+    const void *address = ucx_address(own, &list[0].bytes);
     if (list[0].bytes > WORDS_ADDRESS_MAX) return status_fail(RS_LIMIT, "this machine's address is too long");
-    memcpy(list[0].data, own, list[0].bytes);
+    memcpy(list[0].data, address, list[0].bytes);
     RS_TRY(collect_addresses(c, ranks, list));
     for (uint32_t r = 1; r < ranks; r++) {
         RS_TRY(words_write_addresses(list, ranks, &text));
         RS_TRY(send_text(c->machine[r].peer, PEER_NAMES, text));
     }
     for (uint32_t r = 0; r < ranks; r++) addresses[r] = (comm_part){list[r].data, list[r].bytes};
-    return cluster_connect(c, e, addresses);
+    return RS_OK;
 }
 
 rs_status cluster_start(rs_cluster *c, rs_engine *e) {
@@ -220,10 +244,54 @@ rs_status cluster_start(rs_cluster *c, rs_engine *e) {
     for (uint32_t r = 0; r < ranks; r++) e->lacks_model[r] = !c->machine[r].has_model;
     words_address *list = calloc(ranks, sizeof *list);
     if (list == NULL) return status_fail(RS_NO_MEMORY, "no memory for the addresses of %u machines", ranks);
+    comm_part addresses[RS_RANKS_MAX];
     uint32_t threads = rank_threads(&e->plan->options, 0);
     rs_status status = ucx_open(threads == e->topology->cpus, &e->ucx);
     if (status == RS_OK) status = send_plans(c, e);
-    if (status == RS_OK) status = connect_all(c, e, list);
+    if (status == RS_OK) status = swap_addresses(c, ranks, e->ucx, list, addresses);
+    if (status == RS_OK) status = cluster_connect(c, e, addresses);
+    free(list);
+    return status;
+}
+
+/* ---- Measuring ---- */
+
+/* links [machines, machines] and room for addresses. */
+static rs_status measure_links(rs_cluster *c, ucx_comm *u, words_address *list, rs_link *links) {
+    comm_part addresses[RS_RANKS_MAX];
+    char *text;
+    words_measure m = {.ranks = c->machines, .epoch = ++c->epoch};
+    for (m.rank = 1; m.rank < c->machines; m.rank++) {
+        RS_TRY(words_write_measure(&m, &text));
+        RS_TRY(send_text(c->machine[m.rank].peer, PEER_MEASURE, text));
+    }
+    RS_TRY(swap_addresses(c, c->machines, u, list, addresses));
+    return cluster_measure_links(c, u, 0, c->machines, addresses, links);
+}
+
+rs_status rs_cluster_measure(rs_cluster *c, rs_machines *out, bool *known) {
+    size_t pairs = (size_t)c->machines * c->machines;
+    ucx_comm *u = NULL;
+    RS_TRY(cluster_verdict(c));
+    words_address *list = calloc(c->machines, sizeof *list);
+    rs_link *links = calloc(pairs, sizeof *links);
+    rs_status status = list != NULL && links != NULL ? RS_OK : status_fail(RS_NO_MEMORY, "no memory to measure links");
+    if (status == RS_OK && c->machines > 1) status = ucx_open(true, &u);
+    if (status == RS_OK && c->machines > 1) status = measure_links(c, u, list, links);
+    ucx_close(u);
+    if (status == RS_OK) {
+        *known = true;
+        memset(out, 0, sizeof *out);
+        out->count = c->machines;
+        out->led = true;
+        for (uint32_t i = 0; i < c->machines; i++) {
+            *known = *known && c->machine[i].known;
+            out->machine[i] = c->machine[i].is;
+            snprintf(out->machine[i].name, sizeof out->machine[i].name, "%.47s", c->machine[i].host);
+            for (uint32_t k = 0; k < c->machines; k++) out->link[i][k] = links[i * c->machines + k];
+        }
+    }
+    free(links);
     free(list);
     return status;
 }

@@ -6,14 +6,18 @@
 #include <unistd.h>
 
 #include "engine/words.h"
+#include "plan/budget.h"
 
 /* ---- Getting in ---- */
 
-static rs_status say_hello(rs_cluster *c, const rs_model *model) {
+static rs_status say_hello(rs_cluster *c, const rs_options *own, const rs_model *model) {
     words_hello hello = {.version = RS_VERSION};
     char *text;
     if (gethostname(hello.host, sizeof hello.host - 1) != 0) hello.host[0] = 0;
     if (model != NULL) model_hash(model, hello.model);
+    hello.known = c->options.machine != NULL;
+    if (hello.known) hello.is = *c->options.machine;
+    hello.is.memory_bytes = own->memory_limit > 0 ? own->memory_limit : budget_limit();
     RS_TRY(words_write_hello(&hello, &text));
     rs_status status = peer_send(c->machine[0].peer, PEER_HELLO, text, strlen(text));
     free(text);
@@ -78,33 +82,59 @@ static rs_status check_plan(const rs_engine *e, const words_plan *w, const char 
                        info->context_max);
 }
 
-static rs_status open_engine(rs_cluster *c, rs_engine *e, const words_plan *w, const char *model) {
-    words_address *list = NULL;
-    comm_part addresses[RS_RANKS_MAX];
+/* Everybody's addresses, once this machine has told its own: list and addresses [ranks]. */
+static rs_status swap_addresses(rs_cluster *c, uint32_t ranks, const ucx_comm *own, words_address *list,
+                                comm_part *addresses) {
     channel_frame f;
     char *text;
     size_t bytes;
+    const void *address = ucx_address(own, &bytes);
+    RS_TRY(words_write_address(address, bytes, &text));
+    rs_status status = peer_send(c->machine[0].peer, PEER_READY, text, strlen(text));
+    free(text);
+    if (status != RS_OK) return status;
+    RS_TRY(expect(c, PEER_NAMES, CLUSTER_ANSWER_S, &f));
+    status = words_read_addresses(&f, ranks, list);
+    free(f.data);
+    for (uint32_t r = 0; r < ranks; r++) addresses[r] = (comm_part){list[r].data, list[r].bytes};
+    return status;
+}
+
+static rs_status open_engine(rs_cluster *c, rs_engine *e, const words_plan *w, const char *model) {
+    comm_part addresses[RS_RANKS_MAX];
     uint32_t ranks = w->options.ranks;
+    plan_scope scope = {.packed = true, .local = {w->rank, w->rank + 1}};
     c->epoch = w->epoch;
     e->first = w->rank;
     for (uint32_t r = 0; r < ranks; r++) e->lacks_model[r] = !w->has_model[r];
     RS_TRY(topology_open(NULL, &e->topology));
-    plan_scope scope = {.packed = true, .local = {w->rank, w->rank + 1}};
     RS_TRY(plan_make(e->model, &w->options, scope, &e->plan));
     RS_TRY(check_plan(e, w, model));
     RS_TRY(ucx_open(rank_threads(&e->plan->options, w->rank) == e->topology->cpus, &e->ucx));
-    const void *own = ucx_address(e->ucx, &bytes);
-    RS_TRY(words_write_address(own, bytes, &text));
-    rs_status status = peer_send(c->machine[0].peer, PEER_READY, text, strlen(text));
-    free(text);
-    if (status == RS_OK) status = expect(c, PEER_NAMES, CLUSTER_ANSWER_S, &f);
-    if (status != RS_OK) return status;
-    list = calloc(ranks, sizeof *list);
-    status =
-        list != NULL ? words_read_addresses(&f, ranks, list) : status_fail(RS_NO_MEMORY, "no memory for addresses");
-    free(f.data);
-    for (uint32_t r = 0; r < ranks && status == RS_OK; r++) addresses[r] = (comm_part){list[r].data, list[r].bytes};
+    words_address *list = calloc(ranks, sizeof *list);
+    if (list == NULL) return status_fail(RS_NO_MEMORY, "no memory for the addresses of %u machines", ranks);
+    rs_status status = swap_addresses(c, ranks, e->ucx, list, addresses);
     if (status == RS_OK) status = cluster_connect(c, e, addresses);
+    free(list);
+    return status;
+}
+
+/* Takes part in measuring the links. */
+static rs_status measure(rs_cluster *c, const channel_frame *f) {
+    comm_part addresses[RS_RANKS_MAX];
+    words_measure m;
+    ucx_comm *u = NULL;
+    RS_TRY(words_read_measure(f, &m));
+    c->epoch = m.epoch;
+    words_address *list = calloc(m.ranks, sizeof *list);
+    rs_link *links = calloc((size_t)m.ranks * m.ranks, sizeof *links);
+    rs_status status = list != NULL && links != NULL ? RS_OK : status_fail(RS_NO_MEMORY, "no memory to measure links");
+    if (status == RS_OK) status = ucx_open(true, &u);
+    if (status == RS_OK) status = swap_addresses(c, m.ranks, u, list, addresses);
+    if (status == RS_OK) status = cluster_measure_links(c, u, m.rank, m.ranks, addresses, links);
+    if (status != RS_OK) status = cluster_fail(c, status);
+    ucx_close(u);
+    free(links);
     free(list);
     return status;
 }
@@ -139,11 +169,11 @@ static rs_status run_engine(rs_cluster *c, const rs_model *model, const char *ha
     return status == RS_OK ? RS_OK : status_fail(status, "%s", why);
 }
 
-/* Opens engines as the head asks, until it leaves. */
+/* Measures and opens engines as the head asks, until it leaves. */
 static rs_status serve_head(rs_cluster *c, const rs_model *model, const char *hash, const rs_options *own) {
     for (;;) {
         channel_frame f;
-        rs_status status = peer_expect(c->machine[0].peer, PEER_PLAN, PEER_SILENCE_S / 8, &f);
+        rs_status status = peer_next(c->machine[0].peer, PEER_SILENCE_S / 8, &f);
         if (status == RS_PEER_LATE) {
             cluster_poll(c);
             RS_TRY(cluster_verdict(c));
@@ -151,7 +181,13 @@ static rs_status serve_head(rs_cluster *c, const rs_model *model, const char *ha
         }
         if (status == RS_PEER_LOST) return cluster_verdict(c); /* RS_OK: the head said BYE */
         RS_TRY(status);
-        status = run_engine(c, model, hash, own, &f);
+        if (f.kind == PEER_MEASURE) {
+            status = measure(c, &f);
+        } else if (f.kind == PEER_PLAN && model != NULL) {
+            status = run_engine(c, model, hash, own, &f);
+        } else {
+            status = status_fail(RS_BAD_FORMAT, "the head sent a frame of kind %u out of turn", f.kind);
+        }
         free(f.data);
         RS_TRY(status);
     }
@@ -161,14 +197,14 @@ static rs_status join(rs_cluster *c, const rs_options *own, const rs_model *mode
     rs_model *fetched = NULL;
     channel_frame f;
     words_welcome w;
-    RS_TRY(say_hello(c, model));
+    RS_TRY(say_hello(c, own, model));
     RS_TRY(expect(c, PEER_WELCOME, CLUSTER_ANSWER_S, &f));
     rs_status status = words_read_welcome(&f, &w);
     free(f.data);
     if (status != RS_OK) return status;
     snprintf(c->machine[0].host, sizeof c->machine[0].host, "%s", w.host);
     cluster_news(c, "joined %s (%s)", w.host, c->options.address);
-    if (model == NULL) {
+    if (model == NULL && w.file_bytes > 0) {
         RS_TRY(fetch_model(c, &w, &fetched));
         model = fetched;
     }

@@ -141,7 +141,7 @@ rs_status peer_send(peer *p, peer_kind kind, const void *data, size_t bytes) {
     return channel_send(p->channel, (uint8_t)kind, data, bytes);
 }
 
-rs_status peer_expect(peer *p, peer_kind kind, double deadline_s, channel_frame *out) {
+rs_status peer_next(peer *p, double deadline_s, channel_frame *out) {
     struct timespec until = clock_after(deadline_s);
     char why[STATUS_TEXT_MAX];
     int late = 0;
@@ -156,10 +156,13 @@ rs_status peer_expect(peer *p, peer_kind kind, double deadline_s, channel_frame 
     }
     snprintf(why, sizeof why, "%s", p->why);
     pthread_mutex_unlock(&p->lock);
-    if (!got) {
-        return gone ? status_fail(RS_PEER_LOST, "%s", why)
-                    : status_fail(RS_PEER_LATE, "no answer within %.0f s", deadline_s);
-    }
+    if (got) return RS_OK;
+    return gone ? status_fail(RS_PEER_LOST, "%s", why)
+                : status_fail(RS_PEER_LATE, "no answer within %.0f s", deadline_s);
+}
+
+rs_status peer_expect(peer *p, peer_kind kind, double deadline_s, channel_frame *out) {
+    RS_TRY(peer_next(p, deadline_s, out));
     if (out->kind == kind) return RS_OK;
     free(out->data);
     return status_fail(RS_BAD_FORMAT, "a frame of kind %u came instead of one of kind %d", out->kind, (int)kind);

@@ -14,6 +14,7 @@ typedef enum peer_kind {
     PEER_HELLO,   /* to the head: who joins */
     PEER_WELCOME, /* to a member: it may stay, and which model is run */
     PEER_BYTES,   /* to a member without the model's file: 8 bytes of offset, little endian, then bytes of the file */
+    PEER_MEASURE, /* to a member: rank, ranks and epoch of a group whose links are to be measured */
     PEER_PLAN,    /* to a member: what an engine is to be */
     PEER_READY,   /* to the head: the plan is understood and fits; the address for comm/ucx.h */
     PEER_FAILED,  /* either way, the end: a status as digits, a space and a sentence of text */
@@ -31,8 +32,10 @@ void peer_close(peer *p);
 
 rs_status peer_send(peer *p, peer_kind kind, const void *data, size_t bytes);
 
-/* The next frame that is none of BEAT, FAILED and BYE, which must be of this kind: RS_BAD_FORMAT if not. RS_PEER_LATE,
- * RS_PEER_LOST. Free out->data. */
+/* The next frame that is none of BEAT, FAILED and BYE. RS_PEER_LATE, RS_PEER_LOST. Free out->data. */
+rs_status peer_next(peer *p, double deadline_s, channel_frame *out);
+
+/* The same, which must be of this kind: RS_BAD_FORMAT if not. */
 rs_status peer_expect(peer *p, peer_kind kind, double deadline_s, channel_frame *out);
 
 #endif

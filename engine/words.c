@@ -2,6 +2,7 @@
 #include "engine/words.h"
 
 #include <jansson.h>
+#include <math.h>
 #include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,21 +35,54 @@ static bool copy(char *to, size_t room, const char *text) {
     return true;
 }
 
+/* ---- Bytes as hex digits ---- */
+
+static json_t *hex_json(const void *data, size_t bytes) {
+    char hex[2 * WORDS_ADDRESS_MAX + 1];
+    if (bytes > WORDS_ADDRESS_MAX) return NULL;
+    return json_string(sodium_bin2hex(hex, sizeof hex, data, bytes));
+}
+
+static bool read_hex(const json_t *value, void *data, size_t room, size_t *bytes) {
+    const char *hex = json_string_value(value), *end;
+    return hex != NULL && sodium_hex2bin(data, room, hex, strlen(hex), NULL, bytes, &end) == 0 && *end == 0;
+}
+
 /* ---- Hello, welcome ---- */
 
+_Static_assert(sizeof(rs_machine) <= WORDS_ADDRESS_MAX, "a machine goes as bytes: all of one version lay it out alike");
+
 rs_status words_write_hello(const words_hello *h, char **out) {
-    return finish(json_pack("{ss ss ss}", "version", h->version, "host", h->host, "model", h->model), out);
+    return finish(json_pack("{ss ss ss so}", "version", h->version, "host", h->host, "model", h->model, "machine",
+                            h->known ? hex_json(&h->is, sizeof h->is) : json_null()),
+                  out);
+}
+
+/* Rates that can be meant: every number of a machine is a time, a rate or a count. */
+static bool is_plausible(rs_machine *m) {
+    const double *sets[2] = {(const double *)&m->all, (const double *)&m->one};
+    m->name[sizeof m->name - 1] = 0;
+    for (size_t i = 0; i < 2 * sizeof(rs_rates) / sizeof(double); i++) {
+        double value = sets[i % 2][i / 2];
+        if (!isfinite(value) || value < 0) return false;
+    }
+    return m->all.read_bytes_per_s > 0 && m->all.vector_bytes_per_s > 0 && m->threads > 0;
 }
 
 rs_status words_read_hello(const channel_frame *f, words_hello *out) {
     const char *version, *host, *model;
-    json_t *object;
+    json_t *object, *machine;
+    size_t bytes = 0;
     RS_TRY(parse(f, "a hello", &object));
-    if (json_unpack(object, "{ss ss ss}", "version", &version, "host", &host, "model", &model) != 0 ||
+    if (json_unpack(object, "{ss ss ss so}", "version", &version, "host", &host, "model", &model, "machine",
+                    &machine) != 0 ||
         !copy(out->version, sizeof out->version, version) || !copy(out->host, sizeof out->host, host) ||
         !copy(out->model, sizeof out->model, model)) {
         return refuse(object, "a hello");
     }
+    /* Another version, which is refused next, may tell of its machine otherwise. */
+    out->known =
+        read_hex(machine, &out->is, sizeof out->is, &bytes) && bytes == sizeof out->is && is_plausible(&out->is);
     json_decref(object);
     return RS_OK;
 }
@@ -64,7 +98,7 @@ rs_status words_read_welcome(const channel_frame *f, words_welcome *out) {
     json_t *object;
     RS_TRY(parse(f, "a welcome", &object));
     if (json_unpack(object, "{ss ss sI}", "host", &host, "model", &model, "file_bytes", &file_bytes) != 0 ||
-        !copy(out->host, sizeof out->host, host) || !copy(out->model, sizeof out->model, model) || file_bytes <= 0) {
+        !copy(out->host, sizeof out->host, host) || !copy(out->model, sizeof out->model, model) || file_bytes < 0) {
         return refuse(object, "a welcome");
     }
     out->file_bytes = (uint64_t)file_bytes;
@@ -72,7 +106,24 @@ rs_status words_read_welcome(const channel_frame *f, words_welcome *out) {
     return RS_OK;
 }
 
-/* ---- Plan ---- */
+/* ---- Measure, plan ---- */
+
+rs_status words_write_measure(const words_measure *m, char **out) {
+    return finish(json_pack("{si si si}", "rank", (int)m->rank, "ranks", (int)m->ranks, "epoch", (int)m->epoch), out);
+}
+
+rs_status words_read_measure(const channel_frame *f, words_measure *out) {
+    int own, ranks, epoch;
+    json_t *object;
+    RS_TRY(parse(f, "a wish to measure", &object));
+    if (json_unpack(object, "{si si si}", "rank", &own, "ranks", &ranks, "epoch", &epoch) != 0 || ranks < 2 ||
+        ranks > RS_RANKS_MAX || own < 1 || own >= ranks) {
+        return refuse(object, "a wish to measure");
+    }
+    *out = (words_measure){(uint32_t)own, (uint32_t)ranks, (uint32_t)epoch};
+    json_decref(object);
+    return RS_OK;
+}
 
 static json_t *numbers(const double *values, uint32_t count) {
     json_t *list = json_array();
@@ -134,7 +185,8 @@ void words_plan_hash(const rs_plan *p, const char *model, char out[MODEL_HASH_TE
     crypto_generichash_state state;
     uint8_t digest[MODEL_HASH_BYTES];
     const sharding *s = &p->sharding;
-    const uint32_t numbers_of[] = {p->options.context, p->view.chunk, p->view.kv.k, p->view.kv.v, s->ranks, s->split};
+    const uint32_t numbers_of[] = {p->options.context, p->view.chunk, p->view.kv.k,       p->view.kv.v,
+                                   s->ranks,           s->split,      p->view.travel_rows};
     crypto_generichash_init(&state, NULL, 0, sizeof digest);
     crypto_generichash_update(&state, (const uint8_t *)RS_VERSION, sizeof RS_VERSION);
     crypto_generichash_update(&state, (const uint8_t *)model, strlen(model));
@@ -147,18 +199,6 @@ void words_plan_hash(const rs_plan *p, const char *model, char out[MODEL_HASH_TE
 
 /* ---- Addresses ---- */
 
-static json_t *hex_json(const void *data, size_t bytes) {
-    char hex[2 * WORDS_ADDRESS_MAX + 1];
-    if (bytes > WORDS_ADDRESS_MAX) return NULL;
-    return json_string(sodium_bin2hex(hex, sizeof hex, data, bytes));
-}
-
-static bool read_hex(const json_t *value, words_address *out) {
-    const char *hex = json_string_value(value), *end;
-    return hex != NULL && sodium_hex2bin(out->data, sizeof out->data, hex, strlen(hex), NULL, &out->bytes, &end) == 0 &&
-           *end == 0;
-}
-
 rs_status words_write_address(const void *address, size_t bytes, char **out) {
     if (bytes > WORDS_ADDRESS_MAX) return status_fail(RS_LIMIT, "this machine's address has %zu bytes", bytes);
     return finish(json_pack("{so}", "address", hex_json(address, bytes)), out);
@@ -167,7 +207,8 @@ rs_status words_write_address(const void *address, size_t bytes, char **out) {
 rs_status words_read_address(const channel_frame *f, words_address *out) {
     json_t *object;
     RS_TRY(parse(f, "an address", &object));
-    if (!read_hex(json_object_get(object, "address"), out)) return refuse(object, "an address");
+    if (!read_hex(json_object_get(object, "address"), out->data, sizeof out->data, &out->bytes))
+        return refuse(object, "an address");
     json_decref(object);
     return RS_OK;
 }
@@ -183,7 +224,8 @@ rs_status words_read_addresses(const channel_frame *f, uint32_t count, words_add
     RS_TRY(parse(f, "a list of addresses", &object));
     const json_t *array = json_object_get(object, "addresses");
     bool good = json_array_size(array) == count;
-    for (uint32_t i = 0; good && i < count; i++) good = read_hex(json_array_get(array, i), &list[i]);
+    for (uint32_t i = 0; good && i < count; i++)
+        good = read_hex(json_array_get(array, i), list[i].data, sizeof list[i].data, &list[i].bytes);
     if (!good) return refuse(object, "a list of addresses");
     json_decref(object);
     return RS_OK;

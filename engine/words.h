@@ -11,12 +11,18 @@ enum { WORDS_ADDRESS_MAX = 4096 /* bytes of an address of comm/ucx.h; those met 
 
 typedef struct words_hello {
     char version[16], host[CLUSTER_HOST_MAX], model[MODEL_HASH_TEXT]; /* model "" without a file */
+    bool known;                                                       /* `is` is filled in */
+    rs_machine is;
 } words_hello;
 
 typedef struct words_welcome {
     char host[CLUSTER_HOST_MAX], model[MODEL_HASH_TEXT];
-    uint64_t file_bytes;
+    uint64_t file_bytes; /* 0: the head has no model, and only measures */
 } words_welcome;
+
+typedef struct words_measure {
+    uint32_t rank, ranks, epoch;
+} words_measure;
 
 typedef struct words_plan {
     rs_options options; /* the head's; threads, memory limit, kernels and cluster are each machine's own */
@@ -34,6 +40,8 @@ rs_status words_write_hello(const words_hello *h, char **out);
 rs_status words_read_hello(const channel_frame *f, words_hello *out);
 rs_status words_write_welcome(const words_welcome *w, char **out);
 rs_status words_read_welcome(const channel_frame *f, words_welcome *out);
+rs_status words_write_measure(const words_measure *m, char **out);
+rs_status words_read_measure(const channel_frame *f, words_measure *out);
 rs_status words_write_plan(const words_plan *p, char **out);
 rs_status words_read_plan(const channel_frame *f, words_plan *out);
 rs_status words_write_address(const void *address, size_t bytes, char **out);

@@ -17,11 +17,28 @@ static size_t travel_rows(const model_view *m) {
     return m->s->pages_dealt ? size_min(m->travel_rows, m->chunk) : m->chunk;
 }
 
-/* The most rows of a rank in a step whose rows are spread. */
-static size_t spread_rows(const model_view *m, uint32_t rank) {
+/* The most rows of a rank among `tokens` consecutive ones of a step whose rows are spread. */
+static size_t rows_among(const model_view *m, uint32_t rank, uint32_t tokens) {
     if (!forward_spreads(m, m->chunk)) return 0;
-    uint32_t span = (m->chunk + PAGE_TOKENS - 2) / PAGE_TOKENS + 1;
-    return size_min(m->chunk, (size_t)deal_most(m->deal, rank, span) * PAGE_TOKENS);
+    uint32_t span = (tokens + PAGE_TOKENS - 2) / PAGE_TOKENS + 1;
+    return size_min(tokens, (size_t)deal_most(m->deal, rank, span) * PAGE_TOKENS);
+}
+
+/* Rows of all ranks whose queries travel at once. */
+static uint32_t query_rows(const model_view *m) {
+    return forward_spreads(m, m->chunk) ? (uint32_t)size_min(QUERY_ROWS, m->chunk) : 0;
+}
+
+/* The most of those that are one rank's. */
+static size_t query_rows_of_one(const model_view *m) {
+    size_t most = 0;
+    for (uint32_t r = 0; r < m->s->ranks; r++) most = size_max(most, rows_among(m, r, query_rows(m)));
+    return most;
+}
+
+/* The most rows of a step that a rank carries. */
+static size_t own_rows(const model_view *m, uint32_t rank) {
+    return size_max(travel_rows(m), rows_among(m, rank, m->chunk));
 }
 
 /* Floats of partial sums received at once. From what all ranks share alone, since it sets the pieces in which
@@ -53,17 +70,20 @@ static void wire_floats(const model_view *m, uint32_t rank, size_t *send, size_t
         size_t portion = forward_portion(m) * page_bytes(m->kv, h->kv_heads, d) / sizeof(float);
         *send = size_max(*send, portion);
         *receive = size_max(*receive, s->ranks * portion);
+        size_t queries = query_rows(m) * h->heads, mine = rows_among(m, rank, query_rows(m)) * h->heads;
+        *send = size_max(*send, queries * (d + 1));
+        *receive = size_max(*receive, size_max(queries * d, (s->ranks - 1) * mine * (d + 1)));
     }
 }
 
 void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t rank) {
     const hparams *h = m->h;
-    size_t rows = size_max(travel_rows(m), spread_rows(m, rank)), pairs = h->rope_dims / 2, f = sizeof(float);
+    size_t rows = own_rows(m, rank), others = query_rows_of_one(m), pairs = h->rope_dims / 2, f = sizeof(float);
     /* Where pages are dealt, spread rows meet whole weights; otherwise a rank only ever sees its own part. */
     const shard *own = &m->s->of[rank];
     size_t heads = m->s->pages_dealt ? h->heads : range_count(own->heads);
     size_t kv_heads = range_count(own->kv_held);
-    size_t ffn = m->s->pages_dealt ? h->ffn_dim : range_count(own->ffn);
+    size_t gate = size_max(rows_among(m, rank, m->chunk) * h->ffn_dim, travel_rows(m) * range_count(own->ffn));
     *b = (forward_buffers){.rows = rows};
     b->x = arena_take(a, rows * h->dim, f);
     b->h = arena_take(a, rows * h->dim, f);
@@ -72,15 +92,16 @@ void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t 
     b->o = arena_take(a, rows * heads * h->head_dim, f);
     b->k = arena_take(a, rows * kv_heads * h->head_dim, f);
     b->v = arena_take(a, rows * kv_heads * h->head_dim, f);
-    b->max = arena_take(a, rows * heads, f);
-    b->sum = arena_take(a, rows * heads, f);
+    b->max = arena_take(a, size_max(rows, others) * heads, f);
+    b->sum = arena_take(a, size_max(rows, others) * heads, f);
     b->lse = arena_take(a, rows * heads, f);
-    b->gate = arena_take(a, rows * ffn, f);
+    b->gate = arena_take(a, gate, f);
     for (int i = 0; i < (h->window > 0 ? 2 : 1); i++) {
         b->cosine[i] = arena_take(a, rows * pairs, f);
         b->sine[i] = arena_take(a, rows * pairs, f);
     }
     b->position = arena_take(a, rows, sizeof *b->position);
+    b->other_position = arena_take(a, others, sizeof *b->other_position);
     b->token = arena_take(a, rows, sizeof *b->token);
     b->page = arena_take(a, rows, sizeof *b->page);
     b->list_max = size_max(deal_count(m->deal, m->s->pages_dealt ? rank : 0, m->deal->pages),
@@ -100,7 +121,8 @@ void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t 
 device_limits forward_limits(const model_view *m, uint32_t rank) {
     const hparams *h = m->h;
     size_t cols = size_max(size_max(h->dim, h->ffn_dim), (size_t)h->heads * h->head_dim);
-    return (device_limits){size_max(travel_rows(m), spread_rows(m, rank)), cols, h->heads, h->kv_heads, h->head_dim};
+    size_t rows = size_max(own_rows(m, rank), query_rows_of_one(m));
+    return (device_limits){rows, cols, h->heads, h->kv_heads, h->head_dim};
 }
 
 /* Chooses this rank's rows and fills in their tokens and positions. */

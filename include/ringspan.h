@@ -329,37 +329,13 @@ typedef struct rs_probe {
  * (the buffer, beyond all caches, is more than a quarter of the memory it may take), RS_CANCELLED, RS_NO_MEMORY. */
 rs_status rs_probe_run(const rs_options *options, rs_progress progress, void *user, rs_probe *out);
 
-/* ---- 8. Cluster: ranks on several machines ---------------------------------------------------------------------- */
-
-typedef struct rs_cluster_options {
-    const char *address; /* where the head listens ("HOST:PORT" or "PORT"), or where a member finds it ("HOST:PORT") */
-    const void *secret;  /* known to all machines, at least 8 bytes; not needed after the call */
-    size_t secret_bytes;
-    uint32_t hosts;            /* the head: machines to wait for, itself included */
-    double wait_s;             /* for the machines, or for the head to answer; 0: for ever, or once */
-    bool (*go_on)(void *user); /* asked now and then; false ends it with RS_CANCELLED. NULL: always true */
-    void (*news)(void *user, const char *line); /* told in one line what happens; NULL: nobody. Both: caller's thread */
-    void *user;
-} rs_cluster_options;
-
-/* Opens the head of a cluster: listens, and waits until all machines have joined with the same secret, version and
- * model (or with no model file: they are then sent what they need). The model must outlive it. RS_BAD_ARGUMENT, RS_IO
- * (the address), RS_PEER_LATE, RS_PEER_LOST, RS_CANCELLED, RS_NO_MEMORY. */
-rs_status rs_cluster_open(const rs_model *model, const rs_cluster_options *options, rs_cluster **out);
-
-/* After every engine on it. The other machines return from rs_cluster_join. */
-void rs_cluster_close(rs_cluster *cluster);
-
-/* Joins a head and serves it until it leaves (RS_OK). Of `own`, threads, memory_limit and kernels count. model: the
- * head's, or NULL. RS_BAD_ARGUMENT (the address, the secret, another model), RS_UNSUPPORTED (another version), RS_LIMIT
- * (the head's plan does not fit here), RS_PEER_LATE, RS_PEER_LOST, RS_CANCELLED, RS_NO_MEMORY. */
-rs_status rs_cluster_join(const rs_cluster_options *options, const rs_options *own, const rs_model *model);
 /* ---- 9. Search: which plan is fastest, on machines that are here or not ----------------------------------------- */
 
 /* Machines that each run one rank; or, with one machine and `local`, threads of one process on it. */
 typedef struct rs_machines {
     uint32_t count;
     bool local;
+    bool led; /* they are a cluster, whose ranks are in this order: only the last ones can be left out */
     rs_machine machine[RS_RANKS_MAX];
     rs_link link[RS_RANKS_MAX][RS_RANKS_MAX]; /* from, to; not looked at when local */
 } rs_machines;
@@ -401,6 +377,38 @@ typedef struct rs_price {
 rs_status rs_plan_search(const rs_model *model, const rs_options *options, const rs_machines *machines,
                          const uint32_t *depths, size_t n_depths, rs_price *list, size_t capacity, size_t *count,
                          size_t *others);
+
+/* ---- 10. Cluster: ranks on several machines --------------------------------------------------------------------- */
+
+typedef struct rs_cluster_options {
+    const char *address; /* where the head listens ("HOST:PORT" or "PORT"), or where a member finds it ("HOST:PORT") */
+    const void *secret;  /* known to all machines, at least 8 bytes; not needed after the call */
+    size_t secret_bytes;
+    const rs_machine *machine; /* this one (rs_probe.machine), for plans; NULL: not known. Not needed after the call */
+    uint32_t hosts;            /* the head: machines to wait for, itself included */
+    double wait_s;             /* for the machines, or for the head to answer; 0: for ever, or once */
+    bool (*go_on)(void *user); /* asked now and then; false ends it with RS_CANCELLED. NULL: always true */
+    void (*news)(void *user, const char *line); /* told in one line what happens; NULL: nobody. Both: caller's thread */
+    void *user;
+} rs_cluster_options;
+
+/* Opens the head of a cluster: listens, and waits until all machines have joined with the same secret, version and
+ * model (or with no model file: they are then sent what they need). The model must outlive it; NULL where machines are
+ * to be measured and nothing else. RS_BAD_ARGUMENT, RS_IO
+ * (the address), RS_PEER_LATE, RS_PEER_LOST, RS_CANCELLED, RS_NO_MEMORY. */
+rs_status rs_cluster_open(const rs_model *model, const rs_cluster_options *options, rs_cluster **out);
+
+/* What its machines say of themselves, in the order in which ranks are given to them, and their links, which this
+ * measures (a second or so). *known: all of them said it. RS_PEER_LOST, RS_PEER_LATE, RS_NO_MEMORY. */
+rs_status rs_cluster_measure(rs_cluster *cluster, rs_machines *out, bool *known);
+
+/* After every engine on it. The other machines return from rs_cluster_join. */
+void rs_cluster_close(rs_cluster *cluster);
+
+/* Joins a head and serves it until it leaves (RS_OK). Of `own`, threads, memory_limit and kernels count. model: the
+ * head's, or NULL. RS_BAD_ARGUMENT (the address, the secret, another model), RS_UNSUPPORTED (another version), RS_LIMIT
+ * (the head's plan does not fit here), RS_PEER_LATE, RS_PEER_LOST, RS_CANCELLED, RS_NO_MEMORY. */
+rs_status rs_cluster_join(const rs_cluster_options *options, const rs_options *own, const rs_model *model);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

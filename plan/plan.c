@@ -198,8 +198,8 @@ static rs_status make(rs_plan *p, const rs_model *model, const rs_options *optio
                            .deal = &p->deal,
                            .kv = {o->kv_k, o->kv_v},
                            .chunk = o->chunk,
-                           .packed = scope.packed,
-                           .travel_rows = TRAVEL_ROWS};
+                           .packed = scope.packed};
+    p->view.travel_rows = travel_rows_best(&p->view);
     rs_plan_info *info = &p->info;
     *info = (rs_plan_info){.page_tokens = PAGE_TOKENS, .limit = o->memory_limit};
     info->weights = scope.packed ? slices_rest_bytes(&model->h, &model->w, model->file) : gguf_file_bytes(model->file);

@@ -67,9 +67,10 @@ static double alone_s(const search *s, uint32_t machine) {
 
 static void order_machines(search *s) {
     for (uint32_t i = 0; i < s->machines->count; i++) {
-        uint32_t place = i;
+        uint32_t place = i, first = s->machines->led ? i : 0; /* the ranks of machines that are there are given */
         double seconds = alone_s(s, i);
-        for (; place > 0 && seconds < alone_s(s, s->order[place - 1]); place--) s->order[place] = s->order[place - 1];
+        for (; place > first && seconds < alone_s(s, s->order[place - 1]); place--)
+            s->order[place] = s->order[place - 1];
         s->order[place] = i;
     }
     for (uint32_t i = 0; i < s->machines->count; i++) {

@@ -173,6 +173,7 @@ static void test_packed_slices_change_nothing(void **unused) {
                 r = begin_as(models[m], &o, true);
                 bool streams = stream_needed(&r.engine->plan->view);
                 assert_int_equal(streams, ranks > 1 && split >= RS_SPLIT_R2 && split <= RS_SPLIT_R4);
+                if (streams) assert_true(forward_spreads(&r.engine->plan->view, o.chunk));
                 eval_ways(&r, tokens, got);
                 end(&r);
                 if (!streams) assert_memory_equal(got, expected, sizeof got);
@@ -201,6 +202,39 @@ static void test_plans_are_what_is_taken(void **unused) {
             }
             assert_int_equal(p->info.ranks, sum);
             if (packed) assert_true(p->info.weights < gguf_file_bytes(models[1]->file) / 2);
+            end(&r);
+        }
+    }
+}
+
+/* Queries that travel to the pages and pages that travel to the queries give what one rank gives; so do queries that
+ * travel in several portions. */
+static void test_queries_or_pages_travel(void **unused) {
+    (void)unused;
+    enum { LONG = 1900 };
+    static int32_t tokens[LONG];
+    float expected[VOCAB], got[VOCAB];
+    random_tokens(tokens, LONG, 42);
+    for (int kv = RS_KV_F16; kv < RS_KV_FORMATS; kv++) {
+        rs_options o = options_of(1, RS_SPLIT_AUTO, 2);
+        o.kv_k = o.kv_v = (rs_kv_format)kv;
+        o.context = 2048;
+        o.chunk = 640;
+        eval_fresh(models[0], &o, tokens, LONG, expected);
+        for (uint32_t ranks = 2; ranks <= 3; ranks++) {
+            o.ranks = ranks;
+            o.shares[0] = o.shares[1] = ranks;
+            o.shares[2] = ranks == 3;
+            run r = begin(models[0], &o);
+            const model_view *m = &r.engine->plan->view;
+            const step first = {NULL, 0, 640, false}, last = {NULL, 1280, LONG - 1280, true};
+            assert_false(travel_as_queries(m, &first, 0));
+            if (kv == RS_KV_F16) assert_true(travel_as_queries(m, &last, 0) && last.count > QUERY_ROWS);
+            eval(&r, tokens, LONG, got);
+            assert_close(got, expected, kv == RS_KV_F16 ? CLOSE_F16 : CLOSE_QUANTISED);
+            eval(&r, tokens, LONG - 20, got);
+            eval(&r, tokens, LONG, got);
+            assert_close(got, expected, kv == RS_KV_F16 ? CLOSE_F16 : CLOSE_QUANTISED);
             end(&r);
         }
     }
@@ -468,6 +502,7 @@ int main(void) {
         cmocka_unit_test(test_ranks_and_threads_change_nothing),
         cmocka_unit_test(test_packed_slices_change_nothing),
         cmocka_unit_test(test_plans_are_what_is_taken),
+        cmocka_unit_test(test_queries_or_pages_travel),
         cmocka_unit_test(test_uneven_ranks_sum_in_the_same_pieces),
         cmocka_unit_test(test_kernels_and_formats),
         cmocka_unit_test(test_rewind_append_is_append),
