@@ -173,10 +173,11 @@ def test_queues_are_bounded():
              "for i in range(5000): s.sendto(bytes(1400), ('10.77.0.2', 9))")
     with Lab(hosts=2, delay_s=0.0001) as lab:
         lab.set_rate(1, 10e6)
+        before = lab.stats(1)
         lab.run(0, [sys.executable, "-c", flood], check=True)
         seen = lab.stats(1)
         print(seen)
-        assert seen["dropped"] > 2000 and seen["cut"] == 0
+        assert seen["dropped"] > 2000 and seen["cut"] == before["cut"]
         time.sleep(0.5)
         assert lab.stats(1)["sent"] - seen["sent"] < 1000, "frames come that were not in the queue"
 
@@ -237,7 +238,8 @@ from lab import Lab
 with Lab(hosts=2, delay_s=0.001) as lab:
     lab.start(0, ["sleep", "1000"])
     print(*(os.readlink(f"/proc/{{host.init.pid}}/ns/net") for host in [*lab.hosts, lab.switch]), flush=True)
-    time.sleep(1000)
+    while True:
+        time.sleep(0.05)  # A signal just before it sleeps is noticed after.
 """
 
 
