@@ -63,12 +63,14 @@ static rs_rates rates_share(const rs_machine *m, uint32_t threads, uint32_t busy
     return out;
 }
 
-/* Ranks of one process share its machine's threads; in a pipeline only one of them works at a time. */
+/* Ranks of one process share its machine's threads; in a pipeline only one of them works at a time. More threads than
+ * those take turns: with three on two cores the third begins when the others are done. */
 static rs_rates rates_here(const rs_plan *p, const rs_machine *m, uint32_t rank) {
     uint32_t threads = rank_threads(&p->options, rank), busy = 0;
     for (uint32_t r = 0; r < p->sharding.ranks; r++) busy += rank_threads(&p->options, r);
     if (p->sharding.split == RS_SPLIT_PP) busy = threads;
-    return rates_share(m, threads, busy > m->threads ? busy : m->threads);
+    if (busy > m->threads) busy = (busy + m->threads - 1) / m->threads * m->threads;
+    return rates_share(m, threads, busy);
 }
 
 static rs_link link_between(const price *p, const rs_cluster *c, const uint32_t *machine, uint32_t from, uint32_t to) {
