@@ -47,16 +47,20 @@ static const char *const kv_names[RS_KV_FORMATS] = {[RS_KV_F16] = "f16", [RS_KV_
 #define RUN COMMAND_RUN
 #define BENCH COMMAND_BENCH
 #define PROBE COMMAND_PROBE
+#define JOIN COMMAND_JOIN
 #define PLAN COMMAND_PLAN
 #define ALL (COMMAND_RUN | COMMAND_PLAN | COMMAND_BENCH) /* that take a model */
+#define HEAD (ALL | COMMAND_PROBE)                       /* that may lead a cluster */
 #define FIELD(name) offsetof(args, name)
 #define U32_LARGEST 4294967294.0
 
 /* An entry without a name is a heading. clang-format would spread every entry over five lines. */
 /* clang-format off */
 static const flag flags[] = {
-    {NULL, .commands = ALL | PROBE, .help = "Input and output"},
+    {NULL, .commands = ALL | PROBE | JOIN, .help = "Input and output"},
     {"model", 'm', KIND_TEXT, ALL, FIELD(model), 0, 0, "FILE", "the model, a GGUF file (required)"},
+    {"model", 'm', KIND_TEXT, JOIN, FIELD(model), 0, 0, "FILE",
+     "the head's model, if this machine has its file (else the head sends this rank's part)"},
     {"prompt", 'p', KIND_TEXT, RUN, FIELD(prompt), 0, 0, "TEXT",
      "the prompt; with -f the question after the file's text"},
     {"file", 'f', KIND_TEXT, RUN, FIELD(file), 0, 0, "FILE",
@@ -70,11 +74,11 @@ static const flag flags[] = {
     {"logprobs", 0, KIND_U32, RUN, FIELD(logprobs), 0, 100, "K",
      "with --json: log-probabilities of each token and of the K most probable", true},
     {"output", 'o', KIND_TEXT, PROBE, FIELD(output), 0, 0, "FILE",
-     "store the profile there, not where 'ringspan plan' looks for it"},
+     "store the profile there, not where 'ringspan plan' looks for it; with --hosts the cluster, for plan --cluster"},
     {"json", 0, KIND_BOOL, ALL | PROBE, FIELD(json), 0, 0, NULL, "print JSON instead of text"},
-    {"quiet", 'q', KIND_BOOL, RUN | BENCH | PROBE, FIELD(quiet), 0, 0, NULL,
+    {"quiet", 'q', KIND_BOOL, RUN | BENCH | PROBE | JOIN, FIELD(quiet), 0, 0, NULL,
      "no progress and no summary on standard error"},
-    {"help", 'h', KIND_BOOL, ALL | PROBE, FIELD(help), 0, 0, NULL, "print this and exit"},
+    {"help", 'h', KIND_BOOL, ALL | PROBE | JOIN, FIELD(help), 0, 0, NULL, "print this and exit"},
 
     {"cluster", 0, KIND_TEXT, PLAN, FIELD(cluster), 0, 0, "FILE",
      "plan for these machines, a file or the name of an installed one, not for this"},
@@ -107,7 +111,16 @@ static const flag flags[] = {
     {"seed", 's', KIND_SEED, RUN, FIELD(sampling.seed), 0, 0, "N",
      "seed of the random choice, below 2^63 (default: another one each time)"},
 
-    {NULL, .commands = ALL | PROBE, .help = "Engine"},
+    {NULL, .commands = HEAD | JOIN, .help = "Cluster (its secret: --secret-file, or RINGSPAN_SECRET)"},
+    {"hosts", 0, KIND_U32, HEAD, FIELD(hosts), 1, RS_RANKS_MAX, "N",
+     "lead a cluster of N machines, this one included; the others run 'ringspan join'"},
+    {"listen", 0, KIND_TEXT, HEAD, FIELD(address), 0, 0, "ADDR",
+     "where they find this one: PORT, or HOST:PORT of one network (default 7777)"},
+    {"secret-file", 0, KIND_TEXT, HEAD | JOIN, FIELD(secret_file), 0, 0, "FILE", "what all machines know and prove"},
+    {"wait", 0, KIND_U32, HEAD | JOIN, FIELD(wait_s), 0, 1e6, "SECONDS",
+     "how long to wait for the others, or for the head (default: for ever, or 60)"},
+
+    {NULL, .commands = ALL | PROBE | JOIN, .help = "Engine"},
     {"ctx", 'c', KIND_U32, ALL, FIELD(engine.context), 1, U32_LARGEST, "N",
      "context in tokens (default: what is needed; plan: what the model was trained for)"},
     {"ranks", 0, KIND_U32, ALL, FIELD(engine.ranks), 1, RS_RANKS_MAX, "N",
@@ -122,18 +135,30 @@ static const flag flags[] = {
     {"kv-v", 0, KIND_KV, ALL, FIELD(engine.kv_v), 0, 0, "FMT", "format of V", true},
     {"chunk", 0, KIND_U32, ALL, FIELD(engine.chunk), 1, 65536, "N",
      "prompt tokens evaluated at once (default 512, or 128 a rank if that is more)"},
-    {"threads", 't', KIND_U32, ALL | PROBE, FIELD(engine.threads), 1, 1024, "N",
+    {"threads", 't', KIND_U32, ALL | PROBE | JOIN, FIELD(engine.threads), 1, 1024, "N",
      "threads of all ranks together (default: the cores it may use)"},
-    {"memory-limit", 0, KIND_SIZE, ALL | PROBE, FIELD(engine.memory_limit), 0, 0, "SIZE",
+    {"memory-limit", 0, KIND_SIZE, ALL | PROBE | JOIN, FIELD(engine.memory_limit), 0, 0, "SIZE",
      "memory the program may take, such as 12GiB (default: what is free)"},
-    {"kernels", 0, KIND_TEXT, ALL | PROBE, FIELD(engine.kernels), 0, 0, "NAME",
+    {"kernels", 0, KIND_TEXT, ALL | PROBE | JOIN, FIELD(engine.kernels), 0, 0, "NAME",
      "ref, portable, avx2, avx_vnni, avx512, amx, neon, neon_dot, neon_i8mm (default: the best but amx)"},
 };
 /* clang-format on */
 enum { N_FLAGS = sizeof flags / sizeof *flags, FLAG_FIRST = 256 /* getopt's value of flags[0], beyond all letters */ };
 
 static const char *command_name(command which) {
-    return which == COMMAND_RUN ? "run" : which == COMMAND_PLAN ? "plan" : which == COMMAND_BENCH ? "bench" : "probe";
+    switch (which) {
+    case COMMAND_RUN:
+        return "run";
+    case COMMAND_PLAN:
+        return "plan";
+    case COMMAND_BENCH:
+        return "bench";
+    case COMMAND_PROBE:
+        return "probe";
+    case COMMAND_JOIN:
+        return "join";
+    }
+    return "unknown";
 }
 
 const char *args_split_name(rs_split split) {
@@ -311,6 +336,10 @@ static void print_help(command which, const args *initial) {
             "probe [flags]\n\n"
             "Measures what this machine does at best, read and copy bandwidth, FP32 and INT8 arithmetic,\n"
             "and stores it for 'ringspan plan' in $XDG_CACHE_HOME/ringspan/machine.json, or in ~/.cache.",
+        [COMMAND_JOIN] =
+            "join HEAD:PORT [flags]\n\n"
+            "Adds this machine to the cluster of a head (ringspan run or bench with --hosts) as one rank, and\n"
+            "serves it until it leaves. Without -m the head sends what this rank needs of the model.",
     };
     printf("Usage: ringspan %s\n", about[which]);
     for (size_t i = 0; i < N_FLAGS; i++) {
@@ -406,7 +435,7 @@ static int check_together(command which, args *a, bool ranks_given) {
         const char *name;
         uint32_t count;
     } lists[] = {{"shares", a->n_shares}, {"weight-shares", a->n_weight_shares}};
-    if (a->cluster != NULL && !ranks_given) a->engine.ranks = 0; /* any */
+    if ((a->cluster != NULL || a->hosts > 0) && !ranks_given) a->engine.ranks = 0; /* any */
     for (int i = 0; i < 2; i++) {
         if (lists[i].count == 0) continue;
         if (!ranks_given) a->engine.ranks = lists[i].count;
@@ -418,7 +447,14 @@ static int check_together(command which, args *a, bool ranks_given) {
     if (a->depths.count > RS_DEPTHS_MAX && which == COMMAND_PLAN) {
         return output_refuse("--depths: at most %d are possible", RS_DEPTHS_MAX);
     }
-    if (a->model == NULL && which != COMMAND_PROBE) {
+    if (a->hosts > 0 && a->engine.ranks > a->hosts) {
+        return output_refuse("--hosts names %u machines and --ranks or --shares %u ranks; a machine is one rank",
+                             a->hosts, a->engine.ranks);
+    }
+    if (which == COMMAND_JOIN && a->address == NULL) {
+        return output_refuse("no head: give its HOST:PORT; see 'ringspan join --help'");
+    }
+    if (a->model == NULL && which != COMMAND_PROBE && which != COMMAND_JOIN) {
         return output_refuse("no model: give -m MODEL.gguf; see 'ringspan %s --help'", command_name(which));
     }
     if (a->logprobs > 0 && !a->json) return output_refuse("--logprobs needs --json");
@@ -453,6 +489,7 @@ bool args_parse(command which, int argc, char **argv, args *out, int *exit_code)
         *exit_code = output_finish(0);
         return false;
     }
+    if (which == COMMAND_JOIN && optind < argc) out->address = argv[optind++];
     if (optind < argc) {
         *exit_code =
             output_refuse("unexpected argument '%s'; see 'ringspan %s --help'", argv[optind], command_name(which));

@@ -8,7 +8,13 @@
 
 #include "ringspan.h"
 
-typedef enum command { COMMAND_RUN = 1, COMMAND_PLAN = 2, COMMAND_BENCH = 4, COMMAND_PROBE = 8 } command;
+typedef enum command {
+    COMMAND_RUN = 1,
+    COMMAND_PLAN = 2,
+    COMMAND_BENCH = 4,
+    COMMAND_PROBE = 8,
+    COMMAND_JOIN = 16
+} command;
 
 enum { LIST_MAX = 32 };
 #define PREDICT_ALL UINT32_MAX /* until an end token or a full context */
@@ -35,6 +41,10 @@ typedef struct args {
     uint32_t repetitions;
     /* probe */
     const char *output; /* NULL when absent */
+    /* clusters */
+    uint32_t hosts;                    /* 0: ranks are threads of this process */
+    const char *address, *secret_file; /* of the head; where it listens, or where join looks */
+    uint32_t wait_s;
 } args;
 
 /* Parses argv[1..argc), the words after the command's name. False when the program is to end with *exit_code: --help

@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/random.h"
 #include "cli/commands.h"
+#include "cli/hosts.h"
 #include "cli/interrupt.h"
 #include "cli/progress.h"
 #include "cli/report.h"
@@ -22,6 +23,7 @@ typedef struct bench {
     rs_options options;
     rs_model *model;
     rs_model_info info;
+    rs_cluster *cluster; /* with --hosts */
     rs_engine *engine;
     rs_session *session;
     rs_plan_info plan;
@@ -69,7 +71,8 @@ static int open_all(bench *b) {
     if (code == 0) code = output_status(rs_model_open(b->args->model, &b->model));
     if (code != 0) return code;
     rs_model_describe(b->model, &b->info);
-    code = output_status(rs_engine_open(b->model, &b->options, &b->engine));
+    code = hosts_lead(b->args, b->model, &b->options, &b->cluster);
+    if (code == 0) code = output_status(rs_engine_open(b->model, &b->options, &b->engine));
     if (code == 0) code = output_status(rs_session_open(b->engine, &b->session));
     if (code != 0) return code;
     rs_plan_describe(rs_engine_plan(b->engine), &b->plan);
@@ -196,6 +199,7 @@ int bench_command(const args *a) {
     }
     rs_session_close(b->session);
     rs_engine_close(b->engine);
+    rs_cluster_close(b->cluster);
     rs_model_close(b->model);
     free(b->tokens);
     free(b);

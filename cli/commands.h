@@ -8,5 +8,6 @@ int run_command(const args *a);
 int plan_command(const args *a);
 int bench_command(const args *a);
 int probe_command(const args *a);
+int join_command(const args *a);
 
 #endif

@@ -67,6 +67,13 @@ void forecast_print_machines(const forecast *f) {
     if (c->context_max > 0) printf("\nlargest context that fits         %7u tokens\n", c->context_max);
 }
 
+void forecast_print_choice(const forecast *f, FILE *file) {
+    const rs_price *c = &f->list[0];
+    fprintf(file, "ringspan: split %s on %u of %u machines, chunk %u: %.2f ms a token at depth 0, %.2f ms at %u\n",
+            args_split_name(c->options.split), c->options.ranks, f->cluster.count, c->options.chunk,
+            1000 * sum(&c->token[0]), 1000 * sum(&c->token_at_end), c->options.context - 1);
+}
+
 static void print_ranks(const forecast *f) {
     static const char *const headers[] = {"rank", "machine", "weights ms", "KV ms", "rest ms", "waits ms"};
     const rs_price *c = &f->list[0];

@@ -7,7 +7,7 @@
 #include "cli/output.h"
 
 typedef struct forecast {
-    rs_cluster cluster;
+    rs_machines cluster;
     size_t count, others; /* of list; those from `others` on are the choice with other KV formats */
     rs_price list[256];
 } forecast;
@@ -17,6 +17,9 @@ int forecast_make(forecast *f, const rs_model *model, const rs_options *options,
 
 /* Who holds what on which machine, and what fits. */
 void forecast_print_machines(const forecast *f);
+
+/* The choice in one line. */
+void forecast_print_choice(const forecast *f, FILE *file);
 
 /* Tokens/s of the choice over depth, what else was priced and why it was not chosen, and other KV formats. */
 void forecast_print_speed(const forecast *f);

@@ -16,6 +16,7 @@ static const struct {
     {"plan", COMMAND_PLAN, plan_command, "show what each rank would hold and what fits"},
     {"bench", COMMAND_BENCH, bench_command, "measure tokens/s of prompt and generation at depth"},
     {"probe", COMMAND_PROBE, probe_command, "measure this machine's bandwidth and arithmetic, for the planner"},
+    {"join", COMMAND_JOIN, join_command, "add this machine to a cluster, as one rank"},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 

@@ -1,9 +1,10 @@
 /* plan_cmd.c: `ringspan plan`: who would hold what, in bytes, and whether it fits. */
 #include <stdlib.h>
 
-#include "cli/cluster.h"
 #include "cli/commands.h"
 #include "cli/forecast.h"
+#include "cli/hosts.h"
+#include "cli/machines.h"
 #include "cli/profile.h"
 #include "cli/report.h"
 
@@ -107,7 +108,7 @@ static int price_here(const args *a, const rs_model *model, forecast **out) {
     if (!profile_load(&here) || here.machine.threads == 0) return 0;
     forecast *f = calloc(1, sizeof *f);
     if (f == NULL) return output_refuse("no memory for the forecast");
-    f->cluster.machines = 1;
+    f->cluster.count = 1;
     f->cluster.local = true;
     f->cluster.machine[0] = here.machine;
     int code = forecast_make(f, model, &a->engine, &a->depths);
@@ -135,10 +136,19 @@ static int plan_here(const args *a, const rs_model *model, const rs_model_info *
     return code;
 }
 
+/* The machines that join now, for this measurement alone. */
+static int measure_hosts(const args *a, const rs_model *model, rs_machines *out) {
+    rs_cluster *cluster = NULL;
+    int code = hosts_open(a, model, &cluster);
+    if (code == 0) code = hosts_measure(cluster, out);
+    rs_cluster_close(cluster);
+    return code;
+}
+
 static int plan_cluster(const args *a, const rs_model *model, const rs_model_info *model_info) {
     forecast *f = calloc(1, sizeof *f);
     if (f == NULL) return output_refuse("no memory for the forecast");
-    int code = cluster_load(a->cluster, &f->cluster);
+    int code = a->hosts > 0 ? measure_hosts(a, model, &f->cluster) : machines_load(a->cluster, &f->cluster);
     if (code == 0) code = forecast_make(f, model, &a->engine, &a->depths);
     if (code != 0) goto end;
     const rs_price *choice = &f->list[0];
@@ -165,7 +175,7 @@ int plan_command(const args *a) {
     int code = output_status(rs_model_open(a->model, &model));
     if (code != 0) return code;
     rs_model_describe(model, &info);
-    code = a->cluster != NULL ? plan_cluster(a, model, &info) : plan_here(a, model, &info);
+    code = a->cluster != NULL || a->hosts > 0 ? plan_cluster(a, model, &info) : plan_here(a, model, &info);
     rs_model_close(model);
     return code;
 }

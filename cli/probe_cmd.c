@@ -2,7 +2,9 @@
 #include <stdlib.h>
 
 #include "cli/commands.h"
+#include "cli/hosts.h"
 #include "cli/interrupt.h"
+#include "cli/machines.h"
 #include "cli/profile.h"
 #include "cli/progress.h"
 
@@ -47,7 +49,57 @@ static int print_text(const rs_probe *p, const char *path) {
     return output_finish(0);
 }
 
+static void print_links(const rs_machines *m) {
+    table_text *table = calloc(1, sizeof *table);
+    if (table == NULL) return;
+    table->columns = 4;
+    const char *const headers[] = {"from", "to", "latency us", "Gbit/s"};
+    for (int i = 0; i < 4; i++) output_cell(table, "%s", headers[i]);
+    for (uint32_t i = 0; i < m->count; i++) {
+        for (uint32_t k = 0; k < m->count; k++) {
+            if (i == k) continue;
+            output_cell(table, "%u %.20s", i, output_safe(m->machine[i].name).text);
+            output_cell(table, "%u %.20s", k, output_safe(m->machine[k].name).text);
+            output_cell(table, "%.1f", 1e6 * m->link[i][k].latency_s);
+            output_cell(table, "%.2f", 8e-9 * m->link[i][k].bytes_per_s);
+        }
+    }
+    output_table(table, stdout);
+    free(table);
+}
+
+/* What a cluster's machines say of themselves, and their links, for `plan --cluster`. */
+static int probe_hosts(const args *a) {
+    rs_cluster *cluster = NULL;
+    rs_machines *machines = calloc(1, sizeof *machines);
+    profile_file file = {0};
+    json_t *json = NULL;
+    if (machines == NULL) return output_refuse("no memory for the machines");
+    int code = a->output != NULL ? profile_begin(a->output, &file) : 0;
+    if (code == 0) code = hosts_open(a, NULL, &cluster);
+    if (code == 0) code = hosts_measure(cluster, machines);
+    rs_cluster_close(cluster);
+    if (code == 0 && a->output != NULL) {
+        json = machines_json(machines);
+        code = profile_commit(&file, json);
+    } else if (a->output != NULL) {
+        profile_abandon(&file);
+    }
+    json_decref(json);
+    if (code == 0 && a->json) code = output_json(machines_json(machines));
+    if (code == 0 && !a->json) {
+        print_links(machines);
+        printf("\nLatency: a small exchange with both ends ready. %s\n",
+               a->output != NULL ? "Stored; 'ringspan plan --cluster' reads it."
+                                 : "-o FILE stores it for plan --cluster.");
+        code = output_finish(0);
+    }
+    free(machines);
+    return code;
+}
+
 int probe_command(const args *a) {
+    if (a->hosts > 0) return probe_hosts(a);
     profile_file file;
     progress bar;
     rs_probe probe;

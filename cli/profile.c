@@ -9,7 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "cli/cluster.h"
+#include "cli/machines.h"
 
 enum { HOST_BYTES = 256 };
 

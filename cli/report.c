@@ -36,12 +36,13 @@ json_t *report_ranks(const rs_plan *plan, size_t length) {
     for (uint32_t i = 0; i < info.options.ranks; i++) {
         rs_plan_rank r;
         rs_plan_describe_rank(plan, i, &r);
-        json_t *rank = json_pack("{si sI si sI sI sI sI so so so so}", "rank", (int)i, "tokens",
-                                 (json_int_t)rs_plan_tokens(plan, i, length), "pages", (int)r.pages, "kv_bytes",
-                                 (json_int_t)r.kv, "weights_bytes", (json_int_t)r.weights, "activations_bytes",
-                                 (json_int_t)r.activations, "wire_bytes", (json_int_t)r.wire, "layers",
-                                 span(r.layer_begin, r.layer_end), "heads", span(r.head_begin, r.head_end), "ffn",
-                                 span(r.ffn_begin, r.ffn_end), "vocab", span(r.vocab_begin, r.vocab_end));
+        json_t *rank =
+            json_pack("{si sI si sI sI sI sI sI so so so so}", "rank", (int)i, "tokens",
+                      (json_int_t)rs_plan_tokens(plan, i, length), "pages", (int)r.pages, "kv_bytes", (json_int_t)r.kv,
+                      "weights_bytes", (json_int_t)r.weights, "activations_bytes", (json_int_t)r.activations,
+                      "wire_bytes", (json_int_t)r.wire, "slices_bytes", (json_int_t)r.slices, "layers",
+                      span(r.layer_begin, r.layer_end), "heads", span(r.head_begin, r.head_end), "ffn",
+                      span(r.ffn_begin, r.ffn_end), "vocab", span(r.vocab_begin, r.vocab_end));
         if (rank == NULL || json_array_append_new(ranks, rank) != 0) {
             json_decref(ranks);
             return NULL;

@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "cli/commands.h"
+#include "cli/hosts.h"
 #include "cli/input.h"
 #include "cli/interrupt.h"
 #include "cli/progress.h"
@@ -21,6 +22,7 @@ typedef struct run {
     rs_sampling sampling;
     rs_model *model;
     rs_model_info info;
+    rs_cluster *cluster; /* with --hosts */
     rs_engine *engine;
     rs_session *session;
     rs_sampler *sampler;
@@ -139,6 +141,7 @@ static int open_all(run *r) {
         r->sampling.seed = seed >> 12; /* a number that every JSON reader keeps exactly */
     }
     code = output_status(rs_sampler_open(r->model, &r->sampling, &r->sampler));
+    if (code == 0) code = hosts_lead(r->args, r->model, &r->options, &r->cluster);
     if (code == 0) code = output_status(rs_engine_open(r->model, &r->options, &r->engine));
     if (code == 0) code = output_status(rs_session_open(r->engine, &r->session));
     return code;
@@ -306,6 +309,7 @@ static void print_summary(const run *r) {
 static void close_all(run *r) {
     rs_session_close(r->session);
     rs_engine_close(r->engine);
+    rs_cluster_close(r->cluster);
     rs_sampler_close(r->sampler);
     rs_model_close(r->model);
     json_decref(r->logprobs);

@@ -2,6 +2,7 @@
 #   tests/test_*.c        cmocka programs, labels unit and sanitizer
 #   tests/kernel_*.c      kernel_check: compares and times every kernel set, labels unit and sanitizer
 #   tests/*_tool.c        helper programs for pytest files, found in $RINGSPAN_BUILD
+#   tests/lab/netdelay.c  the switch of the lab, found there too
 #   tests/test_*.py       pytest files, label python
 add_custom_target(checks)
 pkg_check_modules(CMOCKA IMPORTED_TARGET cmocka)
@@ -30,6 +31,10 @@ foreach(source ${tools})
   get_filename_component(name ${source} NAME_WE)
   check_program(${name} ${source})
 endforeach()
+
+if(CMAKE_SYSTEM_NAME STREQUAL Linux)
+  check_program(netdelay tests/lab/netdelay.c)
+endif()
 
 file(GLOB programs CONFIGURE_DEPENDS tests/test_*.c)
 if(CMOCKA_FOUND)

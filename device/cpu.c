@@ -96,7 +96,7 @@ typedef struct matmul_job {
     const matrix *up;
     activation act;
     const float *x;
-    size_t tokens, rows_per_item;
+    size_t x_stride, tokens, rows_per_item;
     bool packed;
 } matmul_job;
 
@@ -104,7 +104,8 @@ static void pack_item(void *job, size_t item, size_t thread) {
     (void)thread;
     const matmul_job *j = job;
     size_t first = item * PACK_TOKENS, n = size_min(PACK_TOKENS, j->tokens - first), cols = j->list->w->cols;
-    j->c->k->pack_x(j->x + first * cols, cols, n, cols, j->c->b.packed + matmul_packed_floats(first, cols));
+    j->c->k->pack_x(j->x + first * j->x_stride, j->x_stride, n, cols,
+                    j->c->b.packed + matmul_packed_floats(first, cols));
 }
 
 static void multiply(const matmul_job *j, const matrix *w, size_t begin, size_t end, float *y, size_t y_stride,
@@ -112,7 +113,7 @@ static void multiply(const matmul_job *j, const matrix *w, size_t begin, size_t 
     if (j->packed) {
         j->c->k->matmul_packed(w, begin, end, j->c->b.packed, j->tokens, y, y_stride, scratch);
     } else {
-        j->c->k->matmul(w, begin, end, j->x, w->cols, j->tokens, y, y_stride, scratch);
+        j->c->k->matmul(w, begin, end, j->x, j->x_stride, j->tokens, y, y_stride, scratch);
     }
 }
 
@@ -126,7 +127,7 @@ static void matmul_item(void *job, size_t item, size_t thread) {
     const product *p = j->list;
     for (; item >= matmul_items(j, p->w); p++) item -= matmul_items(j, p->w);
     size_t begin = item * j->rows_per_item, end = size_min(begin + j->rows_per_item, p->w->rows), n = end - begin;
-    size_t y_stride = p->w->rows, part_stride = j->rows_per_item;
+    size_t y_stride = p->y_stride, part_stride = j->rows_per_item;
     float *scratch = thread_scratch(j->c, thread), *part = scratch + j->c->b.matmul_floats; /* [tokens, part_stride] */
     if (j->what != ADD) multiply(j, p->w, begin, end, p->y, y_stride, scratch);
     if (j->what != STORE) {
@@ -160,19 +161,22 @@ static void run_matmul(device *d, matmul_job job) {
     pool_run(job.c->pool, matmul_item, &job, items);
 }
 
-static void matmul(device *d, const product *list, size_t n, const float *x, size_t tokens) {
-    run_matmul(d, (matmul_job){.what = STORE, .list = list, .n = n, .x = x, .tokens = tokens});
+static void matmul(device *d, const product *list, size_t n, const float *x, size_t x_stride, size_t tokens) {
+    run_matmul(d, (matmul_job){.what = STORE, .list = list, .n = n, .x = x, .x_stride = x_stride, .tokens = tokens});
 }
 
-static void matmul_add(device *d, const matrix *w, const float *x, size_t tokens, float *y) {
-    const product p = {w, NULL, y};
-    run_matmul(d, (matmul_job){.what = ADD, .list = &p, .n = 1, .x = x, .tokens = tokens});
+static void matmul_add(device *d, const matrix *w, const float *x, size_t x_stride, size_t tokens, float *y) {
+    const product p = {w, NULL, y, w->rows};
+    run_matmul(d, (matmul_job){.what = ADD, .list = &p, .n = 1, .x = x, .x_stride = x_stride, .tokens = tokens});
 }
 
 static void matmul_gate(device *d, activation act, const matrix *gate, const matrix *up, const float *x, size_t tokens,
-                        float *y) {
-    const product p = {gate, NULL, y};
-    run_matmul(d, (matmul_job){.what = GATE, .list = &p, .n = 1, .up = up, .act = act, .x = x, .tokens = tokens});
+                        float *y, size_t y_stride) {
+    const product p = {gate, NULL, y, y_stride};
+    run_matmul(
+        d,
+        (matmul_job){
+            .what = GATE, .list = &p, .n = 1, .up = up, .act = act, .x = x, .x_stride = gate->cols, .tokens = tokens});
 }
 
 /* A job over rows of n floats each, cut into runs of whole rows. */

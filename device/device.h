@@ -44,11 +44,13 @@ typedef struct append_args {
     kv_type kv;
 } append_args;
 
-/* A matrix that x is multiplied by: y [tokens, w.rows] = x [tokens, w.cols] . w^T + bias. */
+/* A matrix that x is multiplied by: y [tokens, w.rows] = x [tokens, w.cols] . w^T + bias. Rows of x and y may be part
+ * of longer ones: they are a stride apart. */
 typedef struct product {
     const matrix *w;
     const float *bias; /* [w.rows] or NULL */
     float *y;
+    size_t y_stride;
 } product;
 
 typedef struct device device;
@@ -58,15 +60,15 @@ typedef struct device_ops {
     /* x [n, dim] = scale * table[tokens] */
     void (*embed)(device *d, const matrix *table, const int32_t *tokens, size_t n, float scale, float *x);
 
-    /* n products of the same x. */
-    void (*matmul)(device *d, const product *list, size_t n, const float *x, size_t tokens);
+    /* n products of the same x; matrices without rows do nothing. */
+    void (*matmul)(device *d, const product *list, size_t n, const float *x, size_t x_stride, size_t tokens);
 
     /* y [tokens, w.rows] += x . w^T */
-    void (*matmul_add)(device *d, const matrix *w, const float *x, size_t tokens, float *y);
+    void (*matmul_add)(device *d, const matrix *w, const float *x, size_t x_stride, size_t tokens, float *y);
 
-    /* y [tokens, gate.rows] = act(x . gate^T) * (x . up^T) */
+    /* y [tokens, gate.rows], rows y_stride apart, = act(x . gate^T) * (x . up^T) */
     void (*matmul_gate)(device *d, activation act, const matrix *gate, const matrix *up, const float *x, size_t tokens,
-                        float *y);
+                        float *y, size_t y_stride);
 
     /* y = rms_norm(x) over each of `rows` runs of n; y may be x. */
     void (*rms_norm)(device *d, const float *x, const float *weight, float eps, float *y, size_t rows, size_t n);

@@ -83,19 +83,19 @@ static void products(device *d, const product *list, size_t n, size_t tokens) {
     if (rows > 0 && tokens > 0) spend(d, COST_WEIGHTS, seconds);
 }
 
-static void matmul(device *d, const product *list, size_t n, const float *x, size_t tokens) {
-    (void)x;
+static void matmul(device *d, const product *list, size_t n, const float *x, size_t x_stride, size_t tokens) {
+    (void)x, (void)x_stride;
     products(d, list, n, tokens);
 }
 
-static void matmul_add(device *d, const matrix *w, const float *x, size_t tokens, float *y) {
-    (void)x;
+static void matmul_add(device *d, const matrix *w, const float *x, size_t x_stride, size_t tokens, float *y) {
+    (void)x, (void)x_stride;
     products(d, &(product){w, NULL, y}, 1, tokens);
 }
 
 static void matmul_gate(device *d, activation act, const matrix *gate, const matrix *up, const float *x, size_t tokens,
-                        float *y) {
-    (void)act, (void)x;
+                        float *y, size_t y_stride) {
+    (void)act, (void)x, (void)y_stride;
     products(d, (product[]){{gate, NULL, y}, {up, NULL, y}}, 2, tokens);
 }
 

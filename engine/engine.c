@@ -5,32 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
+#include "engine/cluster.h"
+#include "engine/remote.h"
+
 /* Threads of one process cannot be lost without telling; this only bounds the wait if one hangs by a defect. The
  * longest honest wait is that of a pipeline's last stage for a chunk at great depth: minutes on slow cores. */
 static const double RANK_DEADLINE_S = 3600.0;
-
-static void touch_piece(void *job, size_t piece, size_t thread) {
-    (void)thread;
-    arena_touch(job, piece);
-}
-
-static rs_status obey(rank *r, const command *c) {
-    switch (c->kind) {
-    case COMMAND_TOUCH: {
-        /* By the rank's own threads, so that its memory is near them; over several nodes it spreads, page by page. */
-        arena memory = c->memory[r->index];
-        pool_run(r->pool, touch_piece, &memory, arena_pieces(&memory));
-        break;
-    }
-    case COMMAND_STEP:
-        return forward_step(&r->forward, &c->step);
-    case COMMAND_FILL:
-        return kv_fill(r->forward.kv, r->device, c->length, r->forward.own->kv_held.begin, c->seed);
-    case COMMAND_QUIT:
-        break;
-    }
-    return RS_OK;
-}
+static const double POLL_S = 0.2;
 
 static void *rank_main(void *argument) {
     rank *r = argument;
@@ -43,10 +25,10 @@ static void *rank_main(void *argument) {
         seen = e->generation;
         command c = e->command;
         pthread_mutex_unlock(&e->lock);
-        r->status = obey(r, &c);
+        r->status = e->cluster == NULL ? rank_obey(r, &c) : remote_obey(r, &c);
         if (r->status != RS_OK) {
             snprintf(r->error, sizeof r->error, "%s", rs_last_error());
-            r->forward.c->abort(r->forward.c);
+            r->c->abort(r->c);
         }
         pthread_mutex_lock(&e->lock);
         if (--e->pending == 0) pthread_cond_signal(&e->finished);
@@ -55,27 +37,30 @@ static void *rank_main(void *argument) {
     }
 }
 
-/* How many ranks were started. */
-static uint32_t started(const rs_engine *e) {
-    uint32_t n = 0;
-    while (n < RS_RANKS_MAX && e->ranks[n].started) n++;
-    return n;
+/* A member waits in one command until the head leaves, or its user wants to. */
+static void poll_cluster(rs_engine *e) {
+    pthread_mutex_unlock(&e->lock);
+    cluster_poll(e->cluster);
+    pthread_mutex_lock(&e->lock);
 }
 
 rs_status engine_run(rs_engine *e, const command *c) {
     if (e->broken && c->kind != COMMAND_QUIT) {
         return status_fail(RS_PEER_LOST, "an earlier step failed; open the engine again");
     }
-    uint32_t ranks = started(e);
     pthread_mutex_lock(&e->lock);
     e->command = *c;
-    e->pending = ranks;
+    e->pending = e->started;
     e->generation++;
     pthread_cond_broadcast(&e->posted);
-    while (e->pending > 0) pthread_cond_wait(&e->finished, &e->lock);
+    while (e->pending > 0) {
+        struct timespec until = clock_after(POLL_S);
+        int late = pthread_cond_timedwait(&e->finished, &e->lock, &until);
+        if (late != 0 && c->kind == COMMAND_FOLLOW) poll_cluster(e);
+    }
     pthread_mutex_unlock(&e->lock);
     const rank *cause = NULL;
-    for (uint32_t i = 0; i < ranks; i++) {
+    for (uint32_t i = 0; i < e->started; i++) {
         const rank *r = &e->ranks[i];
         if (r->status == RS_OK) continue;
         e->broken = true;
@@ -84,36 +69,30 @@ rs_status engine_run(rs_engine *e, const command *c) {
     return cause == NULL ? RS_OK : status_fail(cause->status, "%s", cause->error);
 }
 
-/* Starts a rank's threads, and maps its memory for them to touch. */
-static rs_status start_rank(rs_engine *e, uint32_t index, size_t place) {
-    rank *r = &e->ranks[index];
-    arena sizes = {0};
-    rank_buffers buffers;
-    r->engine = e;
-    r->index = index;
-    r->place = place;
-    rank_layout(&buffers, &sizes, e->plan, index);
-    RS_TRY(arena_reserve(&e->memory[index], sizes.used));
-    RS_TRY(pool_open(buffers.cpu.threads, e->topology, place, &r->pool));
+rs_status engine_start(rs_engine *e, size_t place, comm *c) {
+    rank *r = &e->ranks[e->started];
+    *r = (rank){.engine = e, .index = e->first + e->started, .place = place, .c = c};
+    RS_TRY(pool_open(rank_threads(&e->plan->options, r->index), e->topology, place, &r->pool));
     if (pthread_create(&r->thread, NULL, rank_main, r) != 0) {
-        return status_fail(RS_NO_MEMORY, "cannot start the thread of rank %u", index);
+        pool_close(r->pool);
+        return status_fail(RS_NO_MEMORY, "cannot start the thread of rank %u", r->index);
     }
-    r->started = true;
+    e->started++;
     return RS_OK;
 }
 
-/* Puts a rank's buffers into its memory, once that has been touched. */
-static rs_status furnish_rank(rank *r) {
-    rs_engine *e = r->engine;
-    rank_buffers buffers;
-    rank_layout(&buffers, &e->memory[r->index], e->plan, r->index);
-    RS_TRY(cpu_open(e->plan->kernels, &buffers.cpu, r->pool, &r->device));
-    r->forward = (forward){.m = &e->plan->view,
-                           .rank = r->index,
-                           .own = &e->plan->sharding.of[r->index],
-                           .d = r->device,
-                           .c = local_group_comm(e->group, r->index),
-                           .b = buffers.forward};
+rs_status engine_new(const rs_model *model, rs_engine **out) {
+    rs_engine *e = calloc(1, sizeof *e);
+    if (e == NULL) return status_fail(RS_NO_MEMORY, "no memory for an engine");
+    e->model = model;
+    pthread_mutex_init(&e->lock, NULL);
+    pthread_cond_init(&e->posted, NULL);
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&e->finished, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    *out = e;
     return RS_OK;
 }
 
@@ -132,53 +111,63 @@ static rs_status refuse(const rs_plan_info *info) {
                        info->options.context, (double)info->total / mib, (double)info->limit / mib, info->context_max);
 }
 
-static rs_status open_ranks(rs_engine *e, const rs_options *options) {
-    RS_TRY(topology_open(NULL, &e->topology)); /* before the plan, which counts what the process has by then */
-    RS_TRY(rs_plan_make(e->model, options, &e->plan));
-    if (e->plan->info.total > e->plan->info.limit) return refuse(&e->plan->info);
+/* Ranks that are threads of this process. */
+static rs_status open_local(rs_engine *e) {
     uint32_t ranks = e->plan->sharding.ranks, threads[RS_RANKS_MAX];
     for (uint32_t r = 0; r < ranks; r++) threads[r] = rank_threads(&e->plan->options, r);
     topology_deal(e->topology, ranks, threads);
     RS_TRY(local_group_open(ranks, RANK_DEADLINE_S, topology_roomy(e->topology), &e->group));
     size_t place = 0;
     for (uint32_t r = 0; r < ranks; r++) {
-        RS_TRY(start_rank(e, r, place));
+        RS_TRY(engine_start(e, place, local_group_comm(e->group, r)));
         place += threads[r];
     }
-    RS_TRY(engine_run(e, &(command){.kind = COMMAND_TOUCH, .memory = e->memory}));
-    for (uint32_t r = 0; r < ranks; r++) RS_TRY(furnish_rank(&e->ranks[r]));
     return RS_OK;
 }
 
-rs_status rs_engine_open(const rs_model *model, const rs_options *options, rs_engine **out) {
+static rs_status open_ranks(rs_engine *e, const rs_options *options, bool packed) {
+    RS_TRY(topology_open(NULL, &e->topology)); /* before the plan, which counts what the process has by then */
+    plan_scope scope = {.packed = packed, .local = {0, options->cluster != NULL}};
+    RS_TRY(plan_make(e->model, options, scope, &e->plan));
+    if (e->plan->info.total > e->plan->info.limit) return refuse(&e->plan->info);
+    RS_TRY(options->cluster == NULL ? open_local(e) : cluster_start(options->cluster, e));
+    return engine_run(e, &(command){.kind = COMMAND_FURNISH});
+}
+
+rs_status engine_open(const rs_model *model, const rs_options *options, bool packed, rs_engine **out) {
     if (model == NULL || options == NULL || out == NULL)
         return status_fail(RS_BAD_ARGUMENT, "rs_engine_open needs a model");
-    rs_engine *e = calloc(1, sizeof *e);
-    if (e == NULL) return status_fail(RS_NO_MEMORY, "no memory for an engine");
-    e->model = model;
-    pthread_mutex_init(&e->lock, NULL);
-    pthread_cond_init(&e->posted, NULL);
-    pthread_cond_init(&e->finished, NULL);
-    rs_status status = open_ranks(e, options);
+    rs_engine *e = NULL;
+    RS_TRY(engine_new(model, &e));
+    rs_status status = open_ranks(e, options, packed);
     if (status != RS_OK) {
+        char why[STATUS_TEXT_MAX];
+        snprintf(why, sizeof why, "%s", rs_last_error());
         rs_engine_close(e);
-        return status;
+        return status_fail(status, "%s", why);
     }
     *out = e;
     return RS_OK;
 }
 
+rs_status rs_engine_open(const rs_model *model, const rs_options *options, rs_engine **out) {
+    return engine_open(model, options, options != NULL && options->cluster != NULL, out);
+}
+
 void rs_engine_close(rs_engine *e) {
     if (e == NULL) return;
     rs_session_close(e->session);
-    uint32_t ranks = started(e);
-    if (ranks > 0) engine_run(e, &(command){.kind = COMMAND_QUIT});
-    for (uint32_t i = 0; i < ranks; i++) pthread_join(e->ranks[i].thread, NULL);
-    for (uint32_t i = 0; i < RS_RANKS_MAX; i++) {
-        if (e->ranks[i].device != NULL) e->ranks[i].device->ops->close(e->ranks[i].device);
-        pool_close(e->ranks[i].pool);
-        arena_unmap(&e->memory[i]);
+    if (e->started > 0) engine_run(e, &(command){.kind = COMMAND_QUIT});
+    for (uint32_t i = 0; i < e->started; i++) {
+        rank *r = &e->ranks[i];
+        pthread_join(r->thread, NULL);
+        if (r->device != NULL) r->device->ops->close(r->device);
+        pool_close(r->pool);
+        arena_unmap(&r->pages);
+        arena_unmap(&r->memory);
     }
+    if (e->cluster != NULL) cluster_end(e->cluster);
+    ucx_close(e->ucx);
     local_group_close(e->group);
     topology_close(e->topology);
     rs_plan_free(e->plan);

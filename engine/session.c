@@ -9,46 +9,32 @@ struct rs_session {
     int32_t *tokens;  /* [context] the timeline */
     uint32_t length;  /* tokens in the cache */
     uint32_t longest; /* the most since the pages were last written from the start */
-    arena memory[RS_RANKS_MAX];
-    kv_cache caches[RS_RANKS_MAX];
 };
-
-static rs_status reserve(rs_session *s) {
-    const rs_plan *p = s->engine->plan;
-    s->tokens = calloc(p->options.context, sizeof *s->tokens);
-    if (s->tokens == NULL) return status_fail(RS_NO_MEMORY, "no memory for %u tokens", p->options.context);
-    for (uint32_t r = 0; r < p->sharding.ranks; r++) {
-        arena sizes = {0};
-        rank_kv_layout(&s->caches[r], &sizes, p, r);
-        RS_TRY(arena_reserve(&s->memory[r], sizes.used));
-    }
-    RS_TRY(engine_run(s->engine, &(command){.kind = COMMAND_TOUCH, .memory = s->memory}));
-    for (uint32_t r = 0; r < p->sharding.ranks; r++) rank_kv_layout(&s->caches[r], &s->memory[r], p, r);
-    return RS_OK;
-}
 
 rs_status rs_session_open(rs_engine *e, rs_session **out) {
     if (e == NULL || out == NULL) return status_fail(RS_BAD_ARGUMENT, "rs_session_open needs an engine");
     if (e->session != NULL)
         return status_fail(RS_LIMIT, "the engine's memory is planned for one session, and one is open");
+    uint32_t context = e->plan->options.context;
     rs_session *s = calloc(1, sizeof *s);
-    if (s == NULL) return status_fail(RS_NO_MEMORY, "no memory for a session");
-    s->engine = e;
-    rs_status status = reserve(s);
+    int32_t *tokens = calloc(context, sizeof *tokens);
+    rs_status status = s != NULL && tokens != NULL ? engine_run(e, &(command){.kind = COMMAND_OPEN})
+                                                   : status_fail(RS_NO_MEMORY, "no memory for %u tokens", context);
     if (status != RS_OK) {
-        rs_session_close(s);
+        free(tokens);
+        free(s);
         return status;
     }
+    *s = (rs_session){.engine = e, .tokens = tokens};
     e->session = s;
-    for (uint32_t r = 0; r < e->plan->sharding.ranks; r++) e->ranks[r].forward.kv = &s->caches[r];
     *out = s;
     return RS_OK;
 }
 
 void rs_session_close(rs_session *s) {
     if (s == NULL) return;
-    if (s->engine->session == s) s->engine->session = NULL;
-    for (uint32_t r = 0; r < RS_RANKS_MAX; r++) arena_unmap(&s->memory[r]);
+    s->engine->session = NULL;
+    engine_run(s->engine, &(command){.kind = COMMAND_CLOSE}); /* a broken engine gives its pages back when it closes */
     free(s->tokens);
     free(s);
 }

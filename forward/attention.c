@@ -3,28 +3,49 @@
 
 #include "forward/forward.h"
 
-static void attend(forward *f, uint32_t layer, size_t heads, size_t n_pages) {
+/* Some rows of a step: of this rank, or of another whose queries came here. */
+typedef struct query_rows {
+    const float *q; /* [rows, heads, head_dim] */
+    const int32_t *position;
+    size_t rows, heads;
+    attend_state state;
+} query_rows;
+
+/* Joins what the listed pages give to the rows' open state. */
+static void attend(forward *f, uint32_t layer, const query_rows *r, size_t n_pages) {
     const hparams *h = f->m->h;
-    forward_buffers *b = &f->b;
     attend_args args = {
-        .q = b->q,
-        .position = b->position,
-        .rows = f->rows,
-        .heads = heads,
+        .q = r->q,
+        .position = r->position,
+        .rows = r->rows,
+        .heads = r->heads,
         .kv_heads = f->kv->kv_heads,
         .head_dim = h->head_dim,
         .window = hparams_slides(h, layer) ? (int32_t)h->window : 0,
         .kv = f->m->kv,
-        .pages = b->list,
+        .pages = f->b.list,
         .n_pages = n_pages,
-        .state = {b->max, b->sum, b->o},
+        .state = r->state,
     };
     f->d->ops->attend(f->d, &args);
 }
 
+/* Lists this rank's own pages that a step sees. */
+static size_t list_own(forward *f, const step *s, uint32_t layer) {
+    uint32_t next = kv_first_page(f->m->h, layer, s->first);
+    return kv_list(f->kv, f->kv->rank, layer, s->first + s->count, &next, f->b.list, f->b.list_max);
+}
+
+/* Attends to the listed pages alone: o (the state's out) and lse [rows, heads]. */
+static void attend_whole(forward *f, uint32_t layer, const query_rows *r, size_t n_pages, float *lse) {
+    f->d->ops->attend_begin(f->d, r->state, r->rows, r->heads, f->m->h->head_dim);
+    attend(f, layer, r, n_pages);
+    f->d->ops->attend_finish(f->d, r->state, lse, r->rows, r->heads, f->m->h->head_dim);
+}
+
 /* Rows are here, pages come: every rank sends its pages of this layer to all others, a portion at a time, and
  * attends to each portion when it is complete. */
-static rs_status attend_travelling(forward *f, const step *s, uint32_t layer) {
+static rs_status attend_travelling(forward *f, const step *s, uint32_t layer, const query_rows *mine) {
     const kv_cache *kv = f->kv;
     forward_buffers *b = &f->b;
     uint32_t ranks = f->c->ranks, next[RS_RANKS_MAX];
@@ -33,7 +54,7 @@ static rs_status attend_travelling(forward *f, const step *s, uint32_t layer) {
     uint8_t *send = (uint8_t *)b->send, *receive = (uint8_t *)b->receive;
     for (;;) {
         comm_part parts[RS_RANKS_MAX];
-        size_t listed = 0, mine = 0;
+        size_t listed = 0, own = 0;
         for (uint32_t p = 0; p < ranks; p++) {
             page_ref *list = b->list + listed;
             size_t n = kv_list(kv, p, layer, s->first + s->count, &next[p], list, portion);
@@ -46,20 +67,89 @@ static rs_status attend_travelling(forward *f, const step *s, uint32_t layer) {
                     list[i].data = place + i * kv->page_bytes;
                 }
             }
-            if (p == f->rank) mine = n;
+            if (p == f->rank) own = n;
             listed += n;
         }
         if (listed == 0) return RS_OK;
-        RS_TRY(comm_gather(f->c, send, mine * kv->page_bytes, parts));
-        attend(f, layer, f->m->h->heads, listed);
+        RS_TRY(comm_gather(f->c, send, own * kv->page_bytes, parts));
+        attend(f, layer, mine, listed);
     }
 }
 
-/* Rows are everywhere, pages stay: each rank attends to its own. */
-static void attend_resident(forward *f, const step *s, uint32_t layer, size_t heads) {
-    uint32_t next = kv_first_page(f->m->h, layer, s->first);
-    size_t n = kv_list(f->kv, f->kv->rank, layer, s->first + s->count, &next, f->b.list, f->b.list_max);
-    attend(f, layer, heads, n);
+/* Positions of a rank's rows among tokens [begin, end); NULL: only counts them. */
+static size_t rows_of(const deal *d, uint32_t rank, uint32_t begin, uint32_t end, int32_t *position) {
+    size_t n = 0;
+    for (uint32_t i = begin; i < end; i++) {
+        if (d->owner[i / PAGE_TOKENS] != rank) continue;
+        if (position != NULL) position[n] = (int32_t)i;
+        n++;
+    }
+    return n;
+}
+
+/* Sends this rank's queries among tokens [begin, end) to all others, and lists theirs. */
+static rs_status gather_queries(forward *f, range tokens, const query_rows *mine, query_rows theirs[]) {
+    forward_buffers *b = &f->b;
+    comm_part parts[RS_RANKS_MAX];
+    float *place = b->receive;
+    for (uint32_t p = 0; p < f->c->ranks; p++) {
+        size_t rows = rows_of(f->m->deal, p, tokens.begin, tokens.end, NULL);
+        size_t floats = rows * mine->heads * f->m->h->head_dim;
+        theirs[p] = (query_rows){place, b->other_position, rows, mine->heads, {b->max, b->sum, NULL}};
+        parts[p] = (comm_part){place, floats * sizeof(float)};
+        if (p != f->rank) place += floats;
+    }
+    return comm_gather(f->c, mine->q, parts[f->rank].bytes, parts);
+}
+
+/* Pages are here, rows come: every rank attends to its own pages with the rows of all ranks among tokens [begin, end),
+ * and sends back what it found. `mine` are those of this rank; their state ends up closed, with lse [rows, heads]. */
+static rs_status attend_visited(forward *f, const step *s, uint32_t layer, range tokens, const query_rows *mine,
+                                float *lse) {
+    forward_buffers *b = &f->b;
+    query_rows theirs[RS_RANKS_MAX];
+    comm_part out[RS_RANKS_MAX], in[RS_RANKS_MAX];
+    size_t heads = mine->heads, head_dim = f->m->h->head_dim, n_pages = list_own(f, s, layer);
+    RS_TRY(gather_queries(f, tokens, mine, theirs));
+    float *answer = b->send; /* o [rows, heads, head_dim], then lse [rows, heads] */
+    for (uint32_t p = 0; p < f->c->ranks; p++) {
+        if (p == f->rank) continue;
+        size_t states = theirs[p].rows * heads;
+        theirs[p].state.out = answer;
+        rows_of(f->m->deal, p, tokens.begin, tokens.end, b->other_position);
+        attend_whole(f, layer, &theirs[p], n_pages, answer + states * head_dim);
+        out[p] = (comm_part){answer, states * (head_dim + 1) * sizeof(float)};
+        answer += states * (head_dim + 1);
+    }
+    attend_whole(f, layer, mine, n_pages, lse);
+    size_t states = mine->rows * heads;
+    for (uint32_t p = 0, i = 0; p < f->c->ranks; p++) {
+        float *place = b->receive + i * states * (head_dim + 1); /* over queries that are done with */
+        in[p] = (comm_part){place, states * (head_dim + 1) * sizeof(float)};
+        i += p != f->rank;
+    }
+    RS_TRY(f->c->exchange(f->c, out, in));
+    for (uint32_t p = 0; p < f->c->ranks; p++) {
+        const float *o = in[p].data;
+        if (p == f->rank) continue;
+        f->d->ops->merge(f->d, mine->state.out, lse, o, o + states * head_dim, mine->rows, heads, head_dim);
+    }
+    return RS_OK;
+}
+
+/* The same for the whole step, a portion of its tokens at a time. */
+static rs_status attend_visiting(forward *f, const step *s, uint32_t layer, size_t heads) {
+    forward_buffers *b = &f->b;
+    size_t row = 0, width = heads * f->m->h->head_dim;
+    uint32_t end = s->first + s->count;
+    for (uint32_t at = s->first; at < end; at += QUERY_ROWS) {
+        range tokens = {at, (uint32_t)size_min(at + QUERY_ROWS, end)};
+        size_t n = rows_of(f->m->deal, f->rank, tokens.begin, tokens.end, NULL);
+        query_rows mine = {b->q + row * width, b->position + row, n, heads, {b->max, b->sum, b->o + row * width}};
+        RS_TRY(attend_visited(f, s, layer, tokens, &mine, b->lse + row * heads));
+        row += n;
+    }
+    return RS_OK;
 }
 
 /* Copies heads `part` of o [rows, heads, head_dim] and lse [rows, heads] to `to`: o's part, then lse's. */
@@ -110,18 +200,20 @@ rs_status attention_run(forward *f, const step *s, uint32_t layer, bool spread, 
     const hparams *h = f->m->h;
     forward_buffers *b = &f->b;
     size_t heads = forward_heads(f, spread);
-    attend_state state = {b->max, b->sum, b->o};
-    f->d->ops->attend_begin(f->d, state, f->rows, heads, h->head_dim);
-    if (spread) {
-        RS_TRY(attend_travelling(f, s, layer));
-    } else {
-        attend_resident(f, s, layer, heads);
-    }
-    f->d->ops->attend_finish(f->d, state, b->lse, f->rows, heads, h->head_dim);
+    query_rows mine = {b->q, b->position, f->rows, heads, {b->max, b->sum, b->o}};
     *o = b->o;
-    if (f->m->s->pages_dealt && !spread) {
-        RS_TRY(merge_ranks(f, o));
-        heads = range_count(f->own->o_heads);
+    if (!spread) {
+        attend_whole(f, layer, &mine, list_own(f, s, layer), b->lse);
+        if (f->m->s->pages_dealt) {
+            RS_TRY(merge_ranks(f, o));
+            heads = range_count(f->own->o_heads);
+        }
+    } else if (travel_as_queries(f->m, s, layer)) {
+        RS_TRY(attend_visiting(f, s, layer, heads));
+    } else {
+        f->d->ops->attend_begin(f->d, mine.state, f->rows, heads, h->head_dim);
+        RS_TRY(attend_travelling(f, s, layer, &mine));
+        f->d->ops->attend_finish(f->d, mine.state, b->lse, f->rows, heads, h->head_dim);
     }
     if (f->m->kv.v != RS_KV_F16) f->d->ops->hadamard(f->d, *o, f->rows * heads, h->head_dim);
     return RS_OK;

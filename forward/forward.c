@@ -5,7 +5,7 @@
 #include <string.h>
 
 bool forward_spreads(const model_view *m, uint32_t count) {
-    return m->s->pages_dealt && count > TRAVEL_ROWS;
+    return m->s->pages_dealt && count > m->travel_rows;
 }
 
 size_t forward_portion(const model_view *m) {
@@ -14,14 +14,31 @@ size_t forward_portion(const model_view *m) {
 
 /* The most rows of a step in which every rank carries all. */
 static size_t travel_rows(const model_view *m) {
-    return m->s->pages_dealt ? size_min(TRAVEL_ROWS, m->chunk) : m->chunk;
+    return m->s->pages_dealt ? size_min(m->travel_rows, m->chunk) : m->chunk;
 }
 
-/* The most rows of a rank in a step whose rows are spread. */
-static size_t spread_rows(const model_view *m, uint32_t rank) {
-    if (!m->s->pages_dealt || m->chunk <= TRAVEL_ROWS) return 0;
-    uint32_t span = (m->chunk + PAGE_TOKENS - 2) / PAGE_TOKENS + 1;
-    return size_min(m->chunk, (size_t)deal_most(m->deal, rank, span) * PAGE_TOKENS);
+/* The most rows of a rank among `tokens` consecutive ones of a step whose rows are spread. */
+static size_t rows_among(const model_view *m, uint32_t rank, uint32_t tokens) {
+    if (!forward_spreads(m, m->chunk)) return 0;
+    uint32_t span = (tokens + PAGE_TOKENS - 2) / PAGE_TOKENS + 1;
+    return size_min(tokens, (size_t)deal_most(m->deal, rank, span) * PAGE_TOKENS);
+}
+
+/* Rows of all ranks whose queries travel at once. */
+static uint32_t query_rows(const model_view *m) {
+    return forward_spreads(m, m->chunk) ? (uint32_t)size_min(QUERY_ROWS, m->chunk) : 0;
+}
+
+/* The most of those that are one rank's. */
+static size_t query_rows_of_one(const model_view *m) {
+    size_t most = 0;
+    for (uint32_t r = 0; r < m->s->ranks; r++) most = size_max(most, rows_among(m, r, query_rows(m)));
+    return most;
+}
+
+/* The most rows of a step that a rank carries. */
+static size_t own_rows(const model_view *m, uint32_t rank) {
+    return size_max(travel_rows(m), rows_among(m, rank, m->chunk));
 }
 
 /* Floats of partial sums received at once. From what all ranks share alone, since it sets the pieces in which
@@ -53,17 +70,20 @@ static void wire_floats(const model_view *m, uint32_t rank, size_t *send, size_t
         size_t portion = forward_portion(m) * page_bytes(m->kv, h->kv_heads, d) / sizeof(float);
         *send = size_max(*send, portion);
         *receive = size_max(*receive, s->ranks * portion);
+        size_t queries = query_rows(m) * h->heads, mine = rows_among(m, rank, query_rows(m)) * h->heads;
+        *send = size_max(*send, queries * (d + 1));
+        *receive = size_max(*receive, size_max(queries * d, (s->ranks - 1) * mine * (d + 1)));
     }
 }
 
 void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t rank) {
     const hparams *h = m->h;
-    size_t rows = size_max(travel_rows(m), spread_rows(m, rank)), pairs = h->rope_dims / 2, f = sizeof(float);
+    size_t rows = own_rows(m, rank), others = query_rows_of_one(m), pairs = h->rope_dims / 2, f = sizeof(float);
     /* Where pages are dealt, spread rows meet whole weights; otherwise a rank only ever sees its own part. */
     const shard *own = &m->s->of[rank];
     size_t heads = m->s->pages_dealt ? h->heads : range_count(own->heads);
     size_t kv_heads = range_count(own->kv_held);
-    size_t ffn = m->s->pages_dealt ? h->ffn_dim : range_count(own->ffn);
+    size_t gate = size_max(rows_among(m, rank, m->chunk) * h->ffn_dim, travel_rows(m) * range_count(own->ffn));
     *b = (forward_buffers){.rows = rows};
     b->x = arena_take(a, rows * h->dim, f);
     b->h = arena_take(a, rows * h->dim, f);
@@ -72,15 +92,16 @@ void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t 
     b->o = arena_take(a, rows * heads * h->head_dim, f);
     b->k = arena_take(a, rows * kv_heads * h->head_dim, f);
     b->v = arena_take(a, rows * kv_heads * h->head_dim, f);
-    b->max = arena_take(a, rows * heads, f);
-    b->sum = arena_take(a, rows * heads, f);
+    b->max = arena_take(a, size_max(rows, others) * heads, f);
+    b->sum = arena_take(a, size_max(rows, others) * heads, f);
     b->lse = arena_take(a, rows * heads, f);
-    b->gate = arena_take(a, rows * ffn, f);
+    b->gate = arena_take(a, gate, f);
     for (int i = 0; i < (h->window > 0 ? 2 : 1); i++) {
         b->cosine[i] = arena_take(a, rows * pairs, f);
         b->sine[i] = arena_take(a, rows * pairs, f);
     }
     b->position = arena_take(a, rows, sizeof *b->position);
+    b->other_position = arena_take(a, others, sizeof *b->other_position);
     b->token = arena_take(a, rows, sizeof *b->token);
     b->page = arena_take(a, rows, sizeof *b->page);
     b->list_max = size_max(deal_count(m->deal, m->s->pages_dealt ? rank : 0, m->deal->pages),
@@ -92,13 +113,16 @@ void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t 
     b->send = arena_take(a, send, f);
     b->receive = arena_take(a, receive, f);
     b->reduce_floats = reduce_floats(m);
+    size_t stream = forward_spreads(m, m->chunk) ? stream_bytes(m, rank) : 0;
+    for (int i = 0; i < 2; i++) b->stream[i] = arena_take(a, stream, 1);
     b->wire_bytes = a->used - before;
 }
 
 device_limits forward_limits(const model_view *m, uint32_t rank) {
     const hparams *h = m->h;
     size_t cols = size_max(size_max(h->dim, h->ffn_dim), (size_t)h->heads * h->head_dim);
-    return (device_limits){size_max(travel_rows(m), spread_rows(m, rank)), cols, h->heads, h->kv_heads, h->head_dim};
+    size_t rows = size_max(own_rows(m, rank), query_rows_of_one(m));
+    return (device_limits){rows, cols, h->heads, h->kv_heads, h->head_dim};
 }
 
 /* Chooses this rank's rows and fills in their tokens and positions. */
@@ -145,9 +169,9 @@ static rs_status output(forward *f) {
     forward_buffers *b = &f->b;
     range own = f->own->vocab;
     if (range_count(own) > 0) {
-        matrix slice = matrix_rows(&f->m->w->output, own.begin, own.end);
+        const product logits = {&f->weights.output, NULL, b->logits + own.begin, range_count(own)};
         f->d->ops->rms_norm(f->d, b->x, f->m->w->norm, h->norm_eps, b->h, 1, h->dim);
-        f->d->ops->matmul(f->d, &(product){&slice, NULL, b->logits + own.begin}, 1, b->h, 1);
+        f->d->ops->matmul(f->d, &logits, 1, b->h, h->dim, 1);
     }
     comm_part out[RS_RANKS_MAX] = {0}, in[RS_RANKS_MAX] = {0};
     if (f->rank != 0) out[0] = (comm_part){b->logits + own.begin, range_count(own) * sizeof(float)};
@@ -156,6 +180,30 @@ static rs_status output(forward *f) {
         in[p] = (comm_part){b->logits + part.begin, range_count(part) * sizeof(float)};
     }
     return f->c->exchange(f->c, out, in);
+}
+
+/* The layers with this rank's slices; spread rows of ranks that share the file meet all weights there. */
+static rs_status run_layers(forward *f, const step *s, bool spread) {
+    range layers = f->own->layers;
+    bool shared = spread && !f->m->packed;
+    for (uint32_t i = layers.begin; i < layers.end; i++) {
+        const layer_weights *l = shared ? &f->m->w->layers[i] : &f->weights.layers[i - layers.begin];
+        RS_TRY(layer_run(f, s, i, spread, l, 1));
+    }
+    return RS_OK;
+}
+
+/* The layers of spread rows with all weights, those of other ranks as they come: while a layer is computed, the next
+ * one's are on their way. */
+static rs_status stream_layers(forward *f, const step *s) {
+    layer_weights parts[RS_RANKS_MAX];
+    RS_TRY(stream_begin(f, 0));
+    for (uint32_t layer = 0; layer < f->m->h->layers; layer++) {
+        RS_TRY(stream_finish(f, layer, parts));
+        if (layer + 1 < f->m->h->layers) RS_TRY(stream_begin(f, layer + 1));
+        RS_TRY(layer_run(f, s, layer, true, parts, f->c->ranks));
+    }
+    return RS_OK;
 }
 
 rs_status forward_step(forward *f, const step *s) {
@@ -172,9 +220,7 @@ rs_status forward_step(forward *f, const step *s) {
     } else {
         f->d->ops->embed(f->d, &f->m->w->embedding, b->token, f->rows, h->embed_scale, b->x);
     }
-    for (uint32_t layer = f->own->layers.begin; layer < f->own->layers.end; layer++) {
-        RS_TRY(layer_run(f, s, layer, spread));
-    }
+    RS_TRY(spread && stream_needed(f->m) ? stream_layers(f, s) : run_layers(f, s, spread));
     if (pipeline && f->rank + 1 < f->c->ranks) RS_TRY(comm_hop(f->c, f->rank, f->rank + 1, b->x, bytes));
     if (!s->want_logits) return RS_OK;
     RS_TRY(last_row(f, s, spread));

@@ -1,6 +1,7 @@
 /* layer.c: one transformer layer, for every family and every split.
  *
- * With rows spread the rank works with whole weights; otherwise with its slices, and sums what they give. */
+ * With rows spread the rank works with whole weights, in one part or in one of each rank; otherwise with its slices,
+ * and sums what they give. */
 #include <string.h>
 
 #include "forward/forward.h"
@@ -45,19 +46,36 @@ static rs_status gather_qkv(forward *f) {
     return RS_OK;
 }
 
+/* Multiplies b->h by q, k and v, whose parts' rows follow each other: [rows, rows of all parts] each. */
+static void multiply_qkv(forward *f, const layer_weights *parts, uint32_t n, float *q, float *k, float *v) {
+    product list[3 * RS_RANKS_MAX];
+    size_t q_rows = 0, kv_rows = 0;
+    for (uint32_t p = 0; p < n; p++) {
+        const layer_weights *l = &parts[p];
+        list[3 * p] = (product){&l->q, l->q_bias, q + q_rows};
+        list[3 * p + 1] = (product){&l->k, l->k_bias, k + kv_rows};
+        list[3 * p + 2] = (product){&l->v, l->v_bias, v + kv_rows};
+        q_rows += l->q.rows;
+        kv_rows += l->k.rows;
+    }
+    for (uint32_t i = 0; i < 3 * n; i++) list[i].y_stride = i % 3 == 0 ? q_rows : kv_rows;
+    f->d->ops->matmul(f->d, list, 3 * n, f->b.h, f->m->h->dim, f->rows);
+}
+
 /* q, k, v of the normalised rows in b->h: [rows, heads, head_dim], normed, rotated, q scaled. */
-static rs_status project(forward *f, const layer_weights *l, uint32_t layer, bool spread) {
+static rs_status project(forward *f, const layer_weights *parts, uint32_t n, uint32_t layer, bool spread) {
     const hparams *h = f->m->h;
     const device_ops *op = f->d->ops;
+    const layer_weights *l = &parts[0];
     forward_buffers *b = &f->b;
     size_t rows = f->rows, heads = forward_heads(f, spread), kv_heads = f->kv->kv_heads;
-    bool gathers = f->m->s->qkv_sliced && !spread;
-    float *q = gathers ? b->send : b->q;
-    float *k = gathers ? q + rows * l->q.rows : b->k;
-    float *v = gathers ? k + rows * l->k.rows : b->v;
-    const product qkv[] = {{&l->q, l->q_bias, q}, {&l->k, l->k_bias, k}, {&l->v, l->v_bias, v}};
-    op->matmul(f->d, qkv, 3, b->h, rows);
-    if (gathers) RS_TRY(gather_qkv(f));
+    if (f->m->s->qkv_sliced && !spread) {
+        float *k = b->send + rows * l->q.rows;
+        multiply_qkv(f, parts, n, b->send, k, k + rows * l->k.rows);
+        RS_TRY(gather_qkv(f));
+    } else {
+        multiply_qkv(f, parts, n, b->q, b->k, b->v);
+    }
     if (l->q_norm != NULL) {
         op->rms_norm(f->d, b->q, l->q_norm, h->norm_eps, b->q, rows * heads, h->head_dim);
         op->rms_norm(f->d, b->k, l->k_norm, h->norm_eps, b->k, rows * kv_heads, h->head_dim);
@@ -87,39 +105,69 @@ static void append(forward *f, uint32_t layer) {
     f->d->ops->append(f->d, &args);
 }
 
+/* y [rows, dim] = in . w^T (or y += that), w in n parts whose columns follow each other. */
+static void multiply_columns(forward *f, const matrix *const w[], uint32_t n, const float *in, float *y, bool add) {
+    const device_ops *op = f->d->ops;
+    size_t cols = 0, begin = 0;
+    for (uint32_t p = 0; p < n; p++) cols += w[p]->cols;
+    for (uint32_t p = 0; p < n; p++) {
+        if (add || p > 0) {
+            op->matmul_add(f->d, w[p], in + begin, cols, f->rows, y);
+        } else {
+            op->matmul(f->d, &(product){w[p], NULL, y, w[p]->rows}, 1, in, cols, f->rows);
+        }
+        begin += w[p]->cols;
+    }
+}
+
 /* x += norm(in . w^T), the end of a block; where ranks hold parts of w, these give parts of a sum. */
-static rs_status add_block(forward *f, const matrix *w, const float *in, const float *post_norm, bool sums) {
+static rs_status add_block(forward *f, const matrix *const w[], uint32_t n, const float *in, const float *post_norm,
+                           bool sums) {
     const hparams *h = f->m->h;
     const device_ops *op = f->d->ops;
     forward_buffers *b = &f->b;
     if (!sums && post_norm == NULL) {
-        op->matmul_add(f->d, w, in, f->rows, b->x);
+        multiply_columns(f, w, n, in, b->x, true);
         return RS_OK;
     }
-    op->matmul(f->d, &(product){w, NULL, b->y}, 1, in, f->rows); /* [rows, dim] */
+    multiply_columns(f, w, n, in, b->y, false);
     if (sums) RS_TRY(comm_reduce(f->c, b->y, f->rows * h->dim, b->receive, b->reduce_floats));
     if (post_norm != NULL) op->rms_norm(f->d, b->y, post_norm, h->norm_eps, b->y, f->rows, h->dim);
     op->add(f->d, b->x, b->y, f->rows * h->dim);
     return RS_OK;
 }
 
-rs_status layer_run(forward *f, const step *s, uint32_t layer, bool spread) {
+/* Fills b->gate [rows, hidden units of all parts]. */
+static void multiply_gate(forward *f, const layer_weights *parts, uint32_t n) {
+    size_t units = 0, begin = 0;
+    for (uint32_t p = 0; p < n; p++) units += parts[p].gate.rows;
+    for (uint32_t p = 0; p < n; p++) {
+        const layer_weights *l = &parts[p];
+        f->d->ops->matmul_gate(f->d, f->m->h->arch->act, &l->gate, &l->up, f->b.h, f->rows, f->b.gate + begin, units);
+        begin += l->gate.rows;
+    }
+}
+
+rs_status layer_run(forward *f, const step *s, uint32_t layer, bool spread, const layer_weights *parts, uint32_t n) {
     const hparams *h = f->m->h;
     const sharding *cut = f->m->s;
     const device_ops *op = f->d->ops;
-    const layer_weights *whole = &f->m->w->layers[layer];
-    layer_weights l =
-        spread ? *whole : layer_slice(whole, h, f->own->heads, f->own->kv_heads, f->own->o_heads, f->own->ffn);
+    const layer_weights *l = &parts[0]; /* vectors are the same in all */
+    const matrix *o_parts[RS_RANKS_MAX], *down_parts[RS_RANKS_MAX];
     forward_buffers *b = &f->b;
     float *o;
+    for (uint32_t p = 0; p < n; p++) {
+        o_parts[p] = &parts[p].o;
+        down_parts[p] = &parts[p].down;
+    }
 
-    op->rms_norm(f->d, b->x, l.attn_norm, h->norm_eps, b->h, f->rows, h->dim);
-    RS_TRY(project(f, &l, layer, spread)); /* q [rows, heads, head_dim], k, v [rows, kv_heads, head_dim] */
+    op->rms_norm(f->d, b->x, l->attn_norm, h->norm_eps, b->h, f->rows, h->dim);
+    RS_TRY(project(f, parts, n, layer, spread)); /* q [rows, heads, head_dim], k, v [rows, kv_heads, head_dim] */
     append(f, layer);
-    RS_TRY(attention_run(f, s, layer, spread, &o)); /* [rows, heads of l.o, head_dim] */
-    RS_TRY(add_block(f, &l.o, o, l.attn_post_norm, cut->o_sliced && !spread));
+    RS_TRY(attention_run(f, s, layer, spread, &o)); /* [rows, heads of o, head_dim] */
+    RS_TRY(add_block(f, o_parts, n, o, l->attn_post_norm, cut->o_sliced && !spread));
 
-    op->rms_norm(f->d, b->x, l.ffn_norm, h->norm_eps, b->h, f->rows, h->dim);
-    op->matmul_gate(f->d, h->arch->act, &l.gate, &l.up, b->h, f->rows, b->gate); /* [rows, ffn_dim or a part] */
-    return add_block(f, &l.down, b->gate, l.ffn_post_norm, cut->ffn_sliced && !spread);
+    op->rms_norm(f->d, b->x, l->ffn_norm, h->norm_eps, b->h, f->rows, h->dim);
+    multiply_gate(f, parts, n); /* [rows, ffn_dim or a part] */
+    return add_block(f, down_parts, n, b->gate, l->ffn_post_norm, cut->ffn_sliced && !spread);
 }

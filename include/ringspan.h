@@ -62,6 +62,7 @@ typedef struct rs_plan rs_plan;
 typedef struct rs_engine rs_engine;
 typedef struct rs_session rs_session;
 typedef struct rs_sampler rs_sampler;
+typedef struct rs_cluster rs_cluster;
 
 /* ---- 1. Process ---------------------------------------------------------------------------------------------- */
 
@@ -149,6 +150,8 @@ typedef struct rs_options {
     /* "ref", "portable", "avx2", "avx_vnni", "avx512", "amx", "neon", "neon_dot" or "neon_i8mm"; NULL: the best that
      * this CPU runs, but not "amx", whose prefill is less exact than the others' */
     const char *kernels;
+    rs_cluster *cluster; /* NULL: ranks are threads of this process; else one rank on each of its machines, of which
+                            threads, memory_limit and kernels are then the head's alone */
 } rs_options;
 
 /* Defaults: one rank, auto split, f16 KV. */
@@ -159,6 +162,7 @@ typedef struct rs_plan_rank {
     uint64_t kv;          /* bytes reserved for KV pages */
     uint64_t activations; /* bytes of working buffers */
     uint64_t wire;        /* bytes of buffers for exchange with other ranks */
+    uint64_t slices;      /* bytes of weights in memory of the rank's own; 0 where all read them from the mapped file */
     uint32_t pages;       /* KV pages of a full context, of one full-attention layer; 0 on a rank without KV */
     uint32_t layer_begin, layer_end;
     uint32_t head_begin, head_end; /* query heads it projects when decoding */
@@ -169,11 +173,11 @@ typedef struct rs_plan_rank {
 typedef struct rs_plan_info {
     rs_options options; /* with every default filled in */
     uint32_t page_tokens;
-    uint64_t weights;     /* bytes of the mapped file, shared by ranks of one process */
+    uint64_t weights;     /* bytes of the mapped file that ranks of one process read and share */
     uint64_t program;     /* bytes of code, libraries, tokenizer and tables, as measured in this process */
-    uint64_t ranks;       /* bytes of KV, activations and wire buffers of all ranks */
+    uint64_t ranks;       /* bytes of KV, activations, wire buffers and slices of all ranks */
     uint64_t tables;      /* bytes of the page deal and of the timeline of tokens */
-    uint64_t total;       /* the sum: peak resident memory of this process */
+    uint64_t total;       /* the sum: peak resident memory of this process (with one rank of a cluster) */
     uint64_t limit;       /* bytes allowed */
     uint32_t context_max; /* largest context that fits the limit, 0 when none does */
 } rs_plan_info;
@@ -192,8 +196,8 @@ size_t rs_plan_tokens(const rs_plan *plan, uint32_t rank, size_t length);
 
 /* ---- 5. Engine and session ------------------------------------------------------------------------------------ */
 
-/* Starts the ranks. RS_LIMIT when one session of options->context tokens would not fit the memory limit; the error
- * names the largest context that does. The model must outlive the engine. */
+/* Starts the ranks; with a cluster, on all its machines. RS_LIMIT when one session of options->context tokens would not
+ * fit the memory limit; the error names the largest context that does. The model must outlive the engine. */
 rs_status rs_engine_open(const rs_model *model, const rs_options *options, rs_engine **out);
 
 /* Stops the ranks; closes and frees a session that is still open. NULL is allowed, as for every close and free here. */
@@ -332,12 +336,13 @@ rs_status rs_probe_run(const rs_options *options, rs_progress progress, void *us
 /* ---- 9. Search: which plan is fastest, on machines that are here or not ----------------------------------------- */
 
 /* Machines that each run one rank; or, with one machine and `local`, threads of one process on it. */
-typedef struct rs_cluster {
-    uint32_t machines;
+typedef struct rs_machines {
+    uint32_t count;
     bool local;
+    bool led; /* they are a cluster, whose ranks are in this order: only the last ones can be left out */
     rs_machine machine[RS_RANKS_MAX];
     rs_link link[RS_RANKS_MAX][RS_RANKS_MAX]; /* from, to; not looked at when local */
-} rs_cluster;
+} rs_machines;
 
 /* Seconds by what they are spent on. */
 typedef struct rs_parts {
@@ -369,13 +374,45 @@ typedef struct rs_price {
 /* Runs the real forward pass of every candidate on a device and a network that only add up time, and sorts: list[0] is
  * the choice, then come the others that fit, fastest first, then those that do not. options says what may be chosen:
  * ranks 0 any number of the machines, split auto any, shares 0 by speed and memory; what is given stays. The KV formats
- * stay; the choice is priced with the other formats, too, and these come last, from *others on. On a local cluster the
- * choice is what rs_engine_open would do. depths (n_depths <= RS_DEPTHS_MAX) beyond the context are left out
+ * stay; the choice is priced with the other formats, too, and these come last, from *others on. Where they are local
+ * the choice is what rs_engine_open would do. depths (n_depths <= RS_DEPTHS_MAX) beyond the context are left out
  * (their price is 0). Takes about 10 ms a candidate. RS_BAD_ARGUMENT, RS_UNSUPPORTED, RS_NO_MEMORY; RS_LIMIT when
  * capacity (256 always suffices) is too small. */
-rs_status rs_plan_search(const rs_model *model, const rs_options *options, const rs_cluster *cluster,
+rs_status rs_plan_search(const rs_model *model, const rs_options *options, const rs_machines *machines,
                          const uint32_t *depths, size_t n_depths, rs_price *list, size_t capacity, size_t *count,
                          size_t *others);
+
+/* ---- 10. Cluster: ranks on several machines --------------------------------------------------------------------- */
+
+typedef struct rs_cluster_options {
+    const char *address; /* where the head listens ("HOST:PORT" or "PORT"), or where a member finds it ("HOST:PORT") */
+    const void *secret;  /* known to all machines, at least 8 bytes; not needed after the call */
+    size_t secret_bytes;
+    const rs_machine *machine; /* this one (rs_probe.machine), for plans; NULL: not known. Not needed after the call */
+    uint32_t hosts;            /* the head: machines to wait for, itself included */
+    double wait_s;             /* for the machines, or for the head to answer; 0: for ever, or once */
+    bool (*go_on)(void *user); /* asked now and then; false ends it with RS_CANCELLED. NULL: always true */
+    void (*news)(void *user, const char *line); /* told in one line what happens; NULL: nobody. Both: caller's thread */
+    void *user;
+} rs_cluster_options;
+
+/* Opens the head of a cluster: listens, and waits until all machines have joined with the same secret, version and
+ * model (or with no model file: they are then sent what they need). The model must outlive it; NULL where machines are
+ * to be measured and nothing else. RS_BAD_ARGUMENT, RS_IO
+ * (the address), RS_PEER_LATE, RS_PEER_LOST, RS_CANCELLED, RS_NO_MEMORY. */
+rs_status rs_cluster_open(const rs_model *model, const rs_cluster_options *options, rs_cluster **out);
+
+/* What its machines say of themselves, in the order in which ranks are given to them, and their links, which this
+ * measures (a second or so). *known: all of them said it. RS_PEER_LOST, RS_PEER_LATE, RS_NO_MEMORY. */
+rs_status rs_cluster_measure(rs_cluster *cluster, rs_machines *out, bool *known);
+
+/* After every engine on it. The other machines return from rs_cluster_join. */
+void rs_cluster_close(rs_cluster *cluster);
+
+/* Joins a head and serves it until it leaves (RS_OK). Of `own`, threads, memory_limit and kernels count. model: the
+ * head's, or NULL. RS_BAD_ARGUMENT (the address, the secret, another model), RS_UNSUPPORTED (another version), RS_LIMIT
+ * (the head's plan does not fit here), RS_PEER_LATE, RS_PEER_LOST, RS_CANCELLED, RS_NO_MEMORY. */
+rs_status rs_cluster_join(const rs_cluster_options *options, const rs_options *own, const rs_model *model);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -421,6 +421,12 @@ rs_status gguf_parse(const uint8_t *data, size_t bytes, gguf **out) {
     return parse("GGUF data", data, bytes, false, out);
 }
 
+rs_status gguf_adopt(uint8_t *data, size_t bytes, gguf **out) {
+    rs_status status = parse("the model sent", data, bytes, true, out);
+    if (status != RS_OK) munmap(data, bytes);
+    return status;
+}
+
 rs_status gguf_open(const char *path, gguf **out) {
     rs_status status;
     struct stat info;
@@ -459,6 +465,14 @@ void gguf_close(gguf *file) {
     free(file->tensors);
     if (file->mapped) munmap((void *)file->data, file->bytes);
     free(file);
+}
+
+void gguf_forget(const gguf *file, const uint8_t *data, size_t bytes) {
+    if (!file->mapped) return;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t begin = ((size_t)(data - file->data) + page - 1) / page * page;
+    size_t end = ((size_t)(data - file->data) + bytes) / page * page;
+    if (begin < end) madvise((void *)(file->data + begin), end - begin, MADV_DONTNEED);
 }
 
 /* ---- What was read ---- */

@@ -40,10 +40,17 @@ rs_status gguf_open(const char *path, gguf **out);
 
 /* The same over bytes the caller owns and keeps (tests, fuzzing). */
 rs_status gguf_parse(const uint8_t *data, size_t bytes, gguf **out);
+
+/* The same over a mapping that it takes over, also on failure, and unmaps in the end. */
+rs_status gguf_adopt(uint8_t *data, size_t bytes, gguf **out);
 void gguf_close(gguf *file);
 
 size_t gguf_file_bytes(const gguf *file);
 const uint8_t *gguf_data(const gguf *file);   /* the mapping */
+
+/* These bytes of the mapping need not stay in memory; what is read of them again comes from the file again. Nothing
+ * happens to bytes that the caller owns. */
+void gguf_forget(const gguf *file, const uint8_t *data, size_t bytes);
 size_t gguf_heap_bytes(const gguf *file);     /* memory the reader itself took */
 
 size_t gguf_tensor_count(const gguf *file);

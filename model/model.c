@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/partial.h"
+
 static char *copy_text(str text) {
     char *copy = malloc(text.bytes + 1);
     if (copy == NULL) return NULL;
@@ -41,8 +43,7 @@ static rs_status open_template(rs_model *m) {
                               token_text(m, tokenizer_eos(m->tokenizer)), &m->chat);
 }
 
-static rs_status open_parts(rs_model *m, const char *path) {
-    RS_TRY(gguf_open(path, &m->file));
+static rs_status open_parts(rs_model *m) {
     RS_TRY(hparams_read(m->file, &m->h));
     RS_TRY(weights_bind(m->file, &m->h, &m->w));
     RS_TRY(tokenizer_open(m->file, &m->tokenizer));
@@ -58,18 +59,35 @@ static rs_status open_parts(rs_model *m, const char *path) {
     return open_template(m);
 }
 
-rs_status rs_model_open(const char *path, rs_model **out) {
-    if (path == NULL || out == NULL)
-        return status_fail(RS_BAD_ARGUMENT, "rs_model_open needs a path and a place to write");
+/* A model of a file that is open, which it takes over, also on failure. */
+static rs_status open_file(gguf *file, rs_model **out) {
     rs_model *m = calloc(1, sizeof *m);
-    if (m == NULL) return status_fail(RS_NO_MEMORY, "no memory to open %s", path);
-    rs_status status = open_parts(m, path);
+    if (m == NULL) {
+        gguf_close(file);
+        return status_fail(RS_NO_MEMORY, "no memory to open a model");
+    }
+    m->file = file;
+    rs_status status = open_parts(m);
     if (status != RS_OK) {
         rs_model_close(m);
         return status;
     }
     *out = m;
     return RS_OK;
+}
+
+rs_status rs_model_open(const char *path, rs_model **out) {
+    gguf *file;
+    if (path == NULL || out == NULL)
+        return status_fail(RS_BAD_ARGUMENT, "rs_model_open needs a path and a place to write");
+    RS_TRY(gguf_open(path, &file));
+    return open_file(file, out);
+}
+
+rs_status partial_open(uint8_t *data, uint64_t file_bytes, rs_model **out) {
+    gguf *file;
+    RS_TRY(gguf_adopt(data, file_bytes, &file));
+    return open_file(file, out);
 }
 
 void rs_model_close(rs_model *m) {

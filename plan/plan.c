@@ -23,13 +23,18 @@ void rs_options_init(rs_options *options) {
 }
 
 uint32_t rank_threads(const rs_options *o, uint32_t rank) {
+    if (o->cluster != NULL) return o->threads;
     uint32_t threads = o->threads / o->ranks + (rank < o->threads % o->ranks);
     return threads > 0 ? threads : 1;
 }
 
 void rank_layout(rank_buffers *b, arena *a, const rs_plan *p, uint32_t rank) {
-    device_limits limits = forward_limits(&p->view, rank);
-    forward_layout(&b->forward, a, &p->view, rank);
+    const model_view *m = &p->view;
+    device_limits limits = forward_limits(m, rank);
+    size_t before = a->used;
+    slices_layout(&b->weights, a, m->h, m->w, &m->s->of[rank], m->packed);
+    b->weights_bytes = a->used - before;
+    forward_layout(&b->forward, a, m, rank);
     cpu_layout(&b->cpu, a, p->kernels, &limits, rank_threads(&p->options, rank));
 }
 
@@ -117,10 +122,12 @@ static rs_status measure(rs_plan *p, uint32_t context) {
         rank_layout(&buffers, &working, p, r);
         rank_kv_layout(&cache, &kv, p, r);
         p->ranks[r].wire = buffers.forward.wire_bytes;
-        p->ranks[r].activations = working.used - p->ranks[r].wire;
+        p->ranks[r].slices = p->view.packed ? buffers.weights_bytes : 0;
+        p->ranks[r].activations = working.used - p->ranks[r].wire - p->ranks[r].slices;
         p->ranks[r].kv = kv.used;
         p->ranks[r].pages = holds_kv(p, r) ? cache.slots_full : 0;
-        sum = size_add(sum, size_add(working.used, kv.used));
+        bool here = r >= p->local.begin && r < p->local.end;
+        if (here) sum = size_add(sum, size_add(working.used, kv.used));
     }
     p->info.ranks = sum;
     p->info.tables = size_add(sizes.used, size_mul(context, sizeof(int32_t)));
@@ -177,21 +184,29 @@ static void describe_shards(rs_plan *p, const rs_model *model) {
     }
 }
 
-static rs_status make(rs_plan *p, const rs_model *model, const rs_options *options, bool here) {
+static rs_status make(rs_plan *p, const rs_model *model, const rs_options *options, plan_scope scope) {
     RS_TRY(complete_options(p, model, options));
     rs_options *o = &p->options;
+    p->local = range_count(scope.local) > 0 ? scope.local : (range){0, o->ranks};
     RS_TRY(sharding_make(&model->h, &model->w, o->split, o->ranks, o->shares, o->weight_shares, &p->sharding));
     o->split = p->sharding.split;
     memcpy(o->shares, p->sharding.shares, sizeof o->shares);
     memcpy(o->weight_shares, p->sharding.weight_shares, sizeof o->weight_shares);
-    p->view = (model_view){&model->h, &model->w, &p->sharding, &p->deal, {o->kv_k, o->kv_v}, o->chunk};
+    p->view = (model_view){.h = &model->h,
+                           .w = &model->w,
+                           .s = &p->sharding,
+                           .deal = &p->deal,
+                           .kv = {o->kv_k, o->kv_v},
+                           .chunk = o->chunk,
+                           .packed = scope.packed};
+    p->view.travel_rows = travel_rows_best(&p->view);
     rs_plan_info *info = &p->info;
-    *info =
-        (rs_plan_info){.page_tokens = PAGE_TOKENS, .weights = gguf_file_bytes(model->file), .limit = o->memory_limit};
-    if (here) info->program = budget_resident(gguf_data(model->file), gguf_file_bytes(model->file));
+    *info = (rs_plan_info){.page_tokens = PAGE_TOKENS, .limit = o->memory_limit};
+    info->weights = scope.packed ? slices_rest_bytes(&model->h, &model->w, model->file) : gguf_file_bytes(model->file);
+    if (!scope.elsewhere) info->program = budget_resident(gguf_data(model->file), gguf_file_bytes(model->file));
     uint64_t fixed = info->weights + info->program;
     uint64_t taken = fixed + PROGRAM_SLACK;
-    if (here) RS_TRY(largest_context(p, info->limit > taken ? info->limit - taken : 0, &info->context_max));
+    if (!scope.elsewhere) RS_TRY(largest_context(p, info->limit > taken ? info->limit - taken : 0, &info->context_max));
     RS_TRY(measure(p, o->context));
     info->total = size_add(fixed, size_add(info->ranks, info->tables));
     o->chunk = p->view.chunk;
@@ -200,10 +215,12 @@ static rs_status make(rs_plan *p, const rs_model *model, const rs_options *optio
     return RS_OK;
 }
 
-static rs_status make_new(const rs_model *model, const rs_options *options, bool here, rs_plan **out) {
+rs_status plan_make(const rs_model *model, const rs_options *options, plan_scope scope, rs_plan **out) {
+    if (model == NULL || options == NULL || out == NULL)
+        return status_fail(RS_BAD_ARGUMENT, "rs_plan_make needs a model");
     rs_plan *p = calloc(1, sizeof *p);
     if (p == NULL) return status_fail(RS_NO_MEMORY, "no memory for a plan");
-    rs_status status = make(p, model, options, here);
+    rs_status status = make(p, model, options, scope);
     if (status != RS_OK) {
         rs_plan_free(p);
         return status;
@@ -213,13 +230,9 @@ static rs_status make_new(const rs_model *model, const rs_options *options, bool
 }
 
 rs_status rs_plan_make(const rs_model *model, const rs_options *options, rs_plan **out) {
-    if (model == NULL || options == NULL || out == NULL)
-        return status_fail(RS_BAD_ARGUMENT, "rs_plan_make needs a model");
-    return make_new(model, options, true, out);
-}
-
-rs_status plan_make_elsewhere(const rs_model *model, const rs_options *options, rs_plan **out) {
-    return make_new(model, options, false, out);
+    /* Of a cluster this is the head. */
+    bool cluster = options != NULL && options->cluster != NULL;
+    return plan_make(model, options, (plan_scope){.packed = cluster, .local = {0, cluster}}, out);
 }
 
 void rs_plan_free(rs_plan *p) {

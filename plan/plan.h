@@ -6,14 +6,17 @@
 #include "forward/forward.h"
 #include "model/model.h"
 
-/* One rank's working memory, in one arena. */
+/* One rank's weights and working memory, in one arena. */
 typedef struct rank_buffers {
+    slices weights;
+    uint64_t weights_bytes;
     forward_buffers forward;
     cpu_buffers cpu;
 } rank_buffers;
 
 struct rs_plan {
     rs_options options; /* complete */
+    range local;        /* the ranks of this process */
     const kernels *kernels;
     sharding sharding;
     arena memory; /* of the deal */
@@ -23,11 +26,18 @@ struct rs_plan {
     rs_plan_info info;
 };
 
-/* A plan for other machines than this: nothing is asked of this one, so program and context_max stay 0. Statuses of
- * rs_plan_make. */
-rs_status plan_make_elsewhere(const rs_model *model, const rs_options *options, rs_plan **out);
+/* Whose plan it is. */
+typedef struct plan_scope {
+    bool packed;    /* ranks hold packed slices (model/slices.h), as ranks on several machines must; else all share the
+                       mapped file */
+    bool elsewhere; /* for machines that are not this: nothing is asked of it, so program and context_max stay 0 */
+    range local;    /* the ranks of this process, whose bytes make the total; empty: all */
+} plan_scope;
 
-/* Walks a rank's working memory. */
+/* rs_plan_make of any scope. */
+rs_status plan_make(const rs_model *model, const rs_options *options, plan_scope scope, rs_plan **out);
+
+/* Walks a rank's weights and working memory. */
 void rank_layout(rank_buffers *b, arena *a, const rs_plan *p, uint32_t rank);
 
 /* Walks a rank's KV pages for one session. */

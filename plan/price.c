@@ -73,14 +73,14 @@ static rs_rates rates_here(const rs_plan *p, const rs_machine *m, uint32_t rank)
     return rates_share(m, threads, busy);
 }
 
-static rs_link link_between(const price *p, const rs_cluster *c, const uint32_t *machine, uint32_t from, uint32_t to) {
+static rs_link link_between(const price *p, const rs_machines *c, const uint32_t *machine, uint32_t from, uint32_t to) {
     if (!c->local) return c->link[machine[from]][machine[to]];
     uint32_t threads = 0;
     for (uint32_t r = 0; r < p->plan->sharding.ranks; r++) threads += rank_threads(&p->plan->options, r);
     return threads > c->machine[0].threads ? c->machine[0].crowded : c->machine[0].local;
 }
 
-static rs_status open_rank(price *p, const rs_cluster *c, const uint32_t *machine, uint32_t index) {
+static rs_status open_rank(price *p, const rs_machines *c, const uint32_t *machine, uint32_t index) {
     dry_rank *r = &p->ranks[index];
     const rs_plan *plan = p->plan;
     r->price = p;
@@ -101,11 +101,12 @@ static rs_status open_rank(price *p, const rs_cluster *c, const uint32_t *machin
                            .d = r->device,
                            .c = dry_group_comm(p->group, index, &r->clock),
                            .kv = &r->cache,
+                           .weights = buffers.weights,
                            .b = buffers.forward};
     return RS_OK;
 }
 
-static rs_status open_all(price *p, const rs_cluster *c, const uint32_t *machine) {
+static rs_status open_all(price *p, const rs_machines *c, const uint32_t *machine) {
     uint32_t ranks = p->plan->sharding.ranks;
     p->links = calloc((size_t)ranks * ranks, sizeof *p->links);
     p->tokens = calloc(p->plan->view.chunk, sizeof *p->tokens);
@@ -120,7 +121,7 @@ static rs_status open_all(price *p, const rs_cluster *c, const uint32_t *machine
     return RS_OK;
 }
 
-rs_status price_open(const rs_plan *plan, const rs_cluster *cluster, const uint32_t *machine, price **out) {
+rs_status price_open(const rs_plan *plan, const rs_machines *cluster, const uint32_t *machine, price **out) {
     price *p = calloc(1, sizeof *p + plan->sharding.ranks * sizeof(dry_rank));
     if (p == NULL) return status_fail(RS_NO_MEMORY, "no memory to price a plan");
     p->plan = plan;

@@ -10,7 +10,7 @@ typedef struct price price;
 
 /* Prepares the ranks of a plan, rank r on machine[r] of the cluster. The KV pages of any context cost address space
  * alone. All arguments but `machine` must outlive it. RS_NO_MEMORY. */
-rs_status price_open(const rs_plan *plan, const rs_cluster *cluster, const uint32_t *machine, price **out);
+rs_status price_open(const rs_plan *plan, const rs_machines *cluster, const uint32_t *machine, price **out);
 void price_close(price *p);
 
 /* A step of `count` tokens behind `first`, of which the last one's logits are wanted. *longest receives the chain of

@@ -63,7 +63,7 @@ static void run_product(bench *b, size_t turn) {
     size_t row_bytes = format_bytes(b->format, b->cols), matrix_bytes = b->rows * row_bytes;
     size_t places = b->bytes / matrix_bytes;
     matrix w = {b->memory + turn % places * matrix_bytes, b->rows, b->cols, row_bytes, b->format};
-    b->d->ops->matmul(b->d, &(product){&w, NULL, b->y}, 1, b->x, b->tokens);
+    b->d->ops->matmul(b->d, &(product){&w, NULL, b->y}, 1, b->x, b->cols, b->tokens);
 }
 
 static void run_attend(bench *b, size_t turn) {

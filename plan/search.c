@@ -19,7 +19,7 @@ static const double shrink = 0.995;     /* a little more than needed is moved: s
 
 typedef struct search {
     const rs_model *model;
-    const rs_cluster *cluster;
+    const rs_machines *machines;
     rs_options given;
     const uint32_t *depths;
     size_t n_depths;
@@ -59,21 +59,22 @@ static double kv_byte_s(const search *s, const rs_machine *m) {
 /* What a token at the end of the context would take on one machine that had the memory. */
 static double alone_s(const search *s, uint32_t machine) {
     const hparams *h = &s->model->h;
-    const rs_machine *m = &s->cluster->machine[machine];
+    const rs_machine *m = &s->machines->machine[machine];
     double plane = (double)kv_plane_bytes(s->given.kv_k, h->head_dim) / PAGE_TOKENS;
     double kv = (double)s->given.context * h->layers * h->kv_heads * plane;
     return all_weights_s(s->model, m) + kv * kv_byte_s(s, m);
 }
 
 static void order_machines(search *s) {
-    for (uint32_t i = 0; i < s->cluster->machines; i++) {
-        uint32_t place = i;
+    for (uint32_t i = 0; i < s->machines->count; i++) {
+        uint32_t place = i, first = s->machines->led ? i : 0; /* the ranks of machines that are there are given */
         double seconds = alone_s(s, i);
-        for (; place > 0 && seconds < alone_s(s, s->order[place - 1]); place--) s->order[place] = s->order[place - 1];
+        for (; place > first && seconds < alone_s(s, s->order[place - 1]); place--)
+            s->order[place] = s->order[place - 1];
         s->order[place] = i;
     }
-    for (uint32_t i = 0; i < s->cluster->machines; i++) {
-        const rs_machine *m = &s->cluster->machine[s->order[i]];
+    for (uint32_t i = 0; i < s->machines->count; i++) {
+        const rs_machine *m = &s->machines->machine[s->order[i]];
         s->weights_s[i] = all_weights_s(s->model, m);
         s->kv_byte_s[i] = kv_byte_s(s, m);
     }
@@ -81,19 +82,8 @@ static void order_machines(search *s) {
 
 /* ---- Memory ---- */
 
-/* A rank on a machine of its own keeps its slices, and all embeddings unless it gets rows from the rank before it. */
-static uint64_t weights_held(const rs_plan *p, uint32_t rank) {
-    const weights *w = p->view.w;
-    uint64_t bytes = sharding_weight_bytes(&p->sharding, p->view.h, w, rank);
-    if (p->sharding.split == RS_SPLIT_PP && rank > 0) return bytes;
-    if (w->output.data == w->embedding.data) {
-        bytes -= (uint64_t)range_count(p->sharding.of[rank].vocab) * w->output.row_bytes;
-    }
-    return bytes + (uint64_t)w->embedding.rows * w->embedding.row_bytes;
-}
-
 static uint64_t room_of(const search *s, const rs_price *c, uint32_t rank) {
-    return s->cluster->machine[c->machine[rank]].memory_bytes;
+    return s->machines->machine[c->machine[rank]].memory_bytes;
 }
 
 /* Fills in what each rank holds and whether it fits. */
@@ -105,9 +95,10 @@ static void take_stock(const search *s, const rs_plan *p, rs_price *c) {
         const rs_plan_rank *have = &p->ranks[r];
         uint64_t buffers = have->activations + have->wire;
         c->kv[r] = have->kv;
-        c->weights[r] = s->cluster->local ? have->weights : weights_held(p, r);
+        c->weights[r] =
+            s->machines->local ? have->weights : have->slices + p->info.weights; /* and the rest of the file */
         c->held[r] = buffers + have->kv;
-        if (s->cluster->local) continue;
+        if (s->machines->local) continue;
         c->held[r] += c->weights[r] + p->info.tables + s->program;
         double load = (double)c->held[r] / (double)room_of(s, c, r);
         if (load > worst) {
@@ -116,7 +107,7 @@ static void take_stock(const search *s, const rs_plan *p, rs_price *c) {
             c->lacks = r;
         }
     }
-    if (s->cluster->local) {
+    if (s->machines->local) {
         c->fits = size_add(size_add(p->info.weights, s->program), size_add(p->info.ranks, p->info.tables)) <= s->limit;
     }
 }
@@ -166,12 +157,12 @@ static bool relieve(const search *s, rs_price *c, uint32_t r, relief first) {
 static rs_status make_plan(const search *s, const rs_options *o, rs_plan **out) {
     rs_options elsewhere = *o;
     elsewhere.memory_limit = (uint64_t)1 << 62; /* not this machine's business */
-    return plan_make_elsewhere(s->model, &elsewhere, out);
+    return plan_make(s->model, &elsewhere, (plan_scope){.packed = !s->machines->local, .elsewhere = true}, out);
 }
 
 /* A plan whose shares are moved until everything fits or nothing is left to move. */
 static rs_status fit(const search *s, rs_price *c, relief first, bool *moved, rs_plan **out) {
-    bool may_move = !s->cluster->local && s->given.shares[0] == 0 && s->given.weight_shares[0] == 0;
+    bool may_move = !s->machines->local && s->given.shares[0] == 0 && s->given.weight_shares[0] == 0;
     *moved = false;
     for (int i = 0;; i++) {
         RS_TRY(make_plan(s, &c->options, out));
@@ -190,7 +181,7 @@ static rs_status fit(const search *s, rs_price *c, relief first, bool *moved, rs
 static rs_status price_tokens(const search *s, const rs_plan *plan, rs_price *c) {
     price *p;
     virtual_clock clocks[RS_RANKS_MAX];
-    RS_TRY(price_open(plan, s->cluster, c->machine, &p));
+    RS_TRY(price_open(plan, s->machines, c->machine, &p));
     rs_status status = price_step(p, plan->options.context - 1, 1, &c->token_at_end, clocks);
     for (uint32_t r = 0; status == RS_OK && r < plan->sharding.ranks; r++) {
         const double *own = clocks[r].own;
@@ -243,11 +234,11 @@ static void fill_fastest_first(const search *s, const rs_price *c, uint32_t rank
 static rs_status try_split(search *s, rs_split split, uint32_t ranks) {
     for (int first = 0; first < RELIEFS; first++) {
         rs_price c = {.options = s->given};
-        bool moved, by_speed = !s->cluster->local && s->given.shares[0] == 0 && s->given.weight_shares[0] == 0;
+        bool moved, by_speed = !s->machines->local && s->given.shares[0] == 0 && s->given.weight_shares[0] == 0;
         c.options.split = split;
         c.options.ranks = ranks;
         for (uint32_t r = 0; r < ranks; r++) {
-            c.machine[r] = s->cluster->local ? 0 : s->order[r];
+            c.machine[r] = s->machines->local ? 0 : s->order[r];
             if (!by_speed) continue;
             c.options.shares[r] = 1 / s->kv_byte_s[r];
             c.options.weight_shares[r] = 1 / s->weights_s[r];
@@ -265,12 +256,12 @@ static rs_status try_split(search *s, rs_split split, uint32_t ranks) {
 static bool counts(const search *s, uint32_t ranks) {
     if (s->given.ranks > 0) return ranks == s->given.ranks;
     bool round = (ranks & (ranks - 1)) == 0 || (ranks % 3 == 0 && (ranks / 3 & (ranks / 3 - 1)) == 0);
-    return ranks <= COUNT_ALL || round || ranks == s->cluster->machines;
+    return ranks <= COUNT_ALL || round || ranks == s->machines->count;
 }
 
 static rs_status try_all(search *s) {
     static const rs_split splits[] = {RS_SPLIT_R4, RS_SPLIT_R3, RS_SPLIT_R2, RS_SPLIT_R1, RS_SPLIT_TP, RS_SPLIT_PP};
-    uint32_t most = s->cluster->local ? s->given.ranks : s->cluster->machines;
+    uint32_t most = s->machines->local ? s->given.ranks : s->machines->count;
     for (uint32_t ranks = 1; ranks <= most; ranks++) {
         if (!counts(s, ranks)) continue;
         for (size_t i = 0; i < sizeof splits / sizeof *splits; i++) {
@@ -293,7 +284,7 @@ static int compare(const void *a, const void *b) {
 
 /* Prices prompts with longer chunks while these pay, where the caller leaves the chunk open. */
 static rs_status choose_chunk(const search *s, rs_price *best) {
-    uint32_t most = s->given.chunk > 0 || s->cluster->local ? best->options.chunk : CHUNK_MOST;
+    uint32_t most = s->given.chunk > 0 || s->machines->local ? best->options.chunk : CHUNK_MOST;
     double best_s = INFINITY;
     for (uint32_t chunk = best->options.chunk; chunk <= most || chunk == best->options.chunk; chunk *= 2) {
         rs_price c = *best;
@@ -303,7 +294,7 @@ static rs_status choose_chunk(const search *s, rs_price *best) {
         c.options.chunk = chunk;
         RS_TRY(make_plan(s, &c.options, &plan));
         take_stock(s, plan, &c);
-        rs_status status = price_open(plan, s->cluster, c.machine, &p);
+        rs_status status = price_open(plan, s->machines, c.machine, &p);
         if (status == RS_OK) status = price_prompt(p, plan->options.context, &prompt);
         price_close(p);
         if (status == RS_OK && (best_s == INFINITY || (c.fits && parts_sum(&prompt) < best_s))) {
@@ -363,14 +354,14 @@ static rs_status try_formats(search *s) {
     return RS_OK;
 }
 
-static rs_status check(const search *s, const rs_cluster *cluster) {
-    if (cluster->machines < 1 || cluster->machines > RS_RANKS_MAX || (cluster->local && cluster->machines != 1)) {
+static rs_status check(const search *s, const rs_machines *machines) {
+    if (machines->count < 1 || machines->count > RS_RANKS_MAX || (machines->local && machines->count != 1)) {
         return status_fail(RS_BAD_ARGUMENT, "a cluster of %u machines; 1 to %d are possible, and 1 that is local",
-                           cluster->machines, RS_RANKS_MAX);
+                           machines->count, RS_RANKS_MAX);
     }
-    if (!cluster->local && s->given.ranks > cluster->machines) {
+    if (!machines->local && s->given.ranks > machines->count) {
         return status_fail(RS_BAD_ARGUMENT, "%u ranks asked for and the cluster has %u machines", s->given.ranks,
-                           cluster->machines);
+                           machines->count);
     }
     if (s->n_depths > RS_DEPTHS_MAX) {
         return status_fail(RS_BAD_ARGUMENT, "%zu depths asked for, at most %d are possible", s->n_depths,
@@ -379,27 +370,27 @@ static rs_status check(const search *s, const rs_cluster *cluster) {
     return RS_OK;
 }
 
-rs_status rs_plan_search(const rs_model *model, const rs_options *options, const rs_cluster *cluster,
+rs_status rs_plan_search(const rs_model *model, const rs_options *options, const rs_machines *machines,
                          const uint32_t *depths, size_t n_depths, rs_price *list, size_t capacity, size_t *count,
                          size_t *others) {
-    if (model == NULL || options == NULL || cluster == NULL || list == NULL || count == NULL || others == NULL ||
+    if (model == NULL || options == NULL || machines == NULL || list == NULL || count == NULL || others == NULL ||
         (n_depths > 0 && depths == NULL)) {
         return status_fail(RS_BAD_ARGUMENT, "rs_plan_search needs a model, options, a cluster and places to write");
     }
-    search s = {model, cluster, *options, depths, n_depths, list, capacity};
-    RS_TRY(check(&s, cluster));
+    search s = {model, machines, *options, depths, n_depths, list, capacity};
+    RS_TRY(check(&s, machines));
     if (s.given.context == 0) s.given.context = model->h.context_trained;
-    if (cluster->local && s.given.ranks == 0) s.given.ranks = 1;
-    if (!cluster->local && s.given.threads == 0) s.given.threads = 1; /* the machines' rates tell of theirs */
+    if (machines->local && s.given.ranks == 0) s.given.ranks = 1;
+    if (!machines->local && s.given.threads == 0) s.given.threads = 1; /* the machines' rates tell of theirs */
     s.program = budget_resident(gguf_data(model->file), gguf_file_bytes(model->file));
     s.limit = s.given.memory_limit > 0 ? s.given.memory_limit : budget_limit();
     order_machines(&s);
     RS_TRY(try_all(&s));
     if (s.count == 0) return status_fail(RS_UNSUPPORTED, "no plan has the ranks and the split asked for");
-    size_t first = cluster->local ? 1 : 0; /* which is what an engine does */
+    size_t first = machines->local ? 1 : 0; /* which is what an engine does */
     qsort(list + first, s.count - first, sizeof *list, compare);
     RS_TRY(choose_chunk(&s, &list[0]));
-    if (!cluster->local) RS_TRY(find_context(&s, &list[0]));
+    if (!machines->local) RS_TRY(find_context(&s, &list[0]));
     *others = s.count;
     RS_TRY(try_formats(&s));
     *count = s.count;

@@ -1,14 +1,14 @@
 /* memory_tool.c: for test_memory.py: opens a model with a context, fills it, generates a few tokens, and prints as JSON
  * what was planned, the peak of resident memory, and how often memory was allocated per generated token.
  *
- *     memory_tool MODEL CONTEXT RANKS KV(f16|q8_0|q4_0) */
+ *     memory_tool MODEL CONTEXT RANKS KV(f16|q8_0|q4_0) WEIGHTS(shared|packed) */
 #include <inttypes.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "ringspan.h"
+#include "engine/engine.h"
 
 enum { GENERATED = 8 };
 
@@ -56,7 +56,7 @@ static rs_kv_format kv_of(const char *name) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 5) return 2;
+    if (argc != 6) return 2;
     rs_model *model;
     rs_engine *engine;
     rs_session *session;
@@ -66,7 +66,7 @@ int main(int argc, char **argv) {
     options.ranks = (uint32_t)atoi(argv[3]);
     options.kv_k = options.kv_v = kv_of(argv[4]);
     check(rs_model_open(argv[1], &model));
-    check(rs_engine_open(model, &options, &engine));
+    check(engine_open(model, &options, strcmp(argv[5], "packed") == 0, &engine));
     check(rs_session_open(engine, &session));
     rs_plan_info info;
     rs_plan_describe(rs_engine_plan(engine), &info);

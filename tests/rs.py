@@ -44,15 +44,16 @@ class Options(Structure):
         ("context", c_uint32), ("ranks", c_uint32), ("shares", ctypes.c_double * RANKS_MAX),
         ("weight_shares", ctypes.c_double * RANKS_MAX), ("split", ctypes.c_int),
         ("kv_k", ctypes.c_int), ("kv_v", ctypes.c_int), ("chunk", c_uint32), ("threads", c_uint32),
-        ("memory_limit", c_uint64), ("kernels", c_char_p),
+        ("memory_limit", c_uint64), ("kernels", c_char_p), ("cluster", c_void_p),
     ]
 
 
 class PlanRank(Structure):
     _fields_ = [
-        ("weights", c_uint64), ("kv", c_uint64), ("activations", c_uint64), ("wire", c_uint64), ("pages", c_uint32),
-        ("layer_begin", c_uint32), ("layer_end", c_uint32), ("head_begin", c_uint32), ("head_end", c_uint32),
-        ("ffn_begin", c_uint32), ("ffn_end", c_uint32), ("vocab_begin", c_uint32), ("vocab_end", c_uint32),
+        ("weights", c_uint64), ("kv", c_uint64), ("activations", c_uint64), ("wire", c_uint64), ("slices", c_uint64),
+        ("pages", c_uint32), ("layer_begin", c_uint32), ("layer_end", c_uint32), ("head_begin", c_uint32),
+        ("head_end", c_uint32), ("ffn_begin", c_uint32), ("ffn_end", c_uint32), ("vocab_begin", c_uint32),
+        ("vocab_end", c_uint32),
     ]
 
 
@@ -68,6 +69,17 @@ class Sampling(Structure):
         ("temperature", c_float), ("top_k", c_uint32), ("top_p", c_float), ("min_p", c_float),
         ("repeat_penalty", c_float), ("presence_penalty", c_float), ("frequency_penalty", c_float),
         ("penalty_last", c_uint32), ("seed", c_uint64),
+    ]
+
+
+GO_ON = ctypes.CFUNCTYPE(c_bool, c_void_p)
+NEWS = ctypes.CFUNCTYPE(None, c_void_p, c_char_p)
+
+
+class ClusterOptions(Structure):
+    _fields_ = [
+        ("address", c_char_p), ("secret", c_char_p), ("secret_bytes", c_size_t), ("hosts", c_uint32),
+        ("wait_s", ctypes.c_double), ("go_on", GO_ON), ("news", NEWS), ("user", c_void_p),
     ]
 
 
@@ -92,6 +104,8 @@ FUNCTIONS = {
     "rs_chat_render": (STATUS, c_void_p, POINTER(Message), c_size_t, c_bool, POINTER(c_void_p)),
     "rs_free": (None, c_void_p),
     "rs_options_init": (None, POINTER(Options)),
+    "rs_cluster_open": (STATUS, c_void_p, POINTER(ClusterOptions), POINTER(c_void_p)),
+    "rs_cluster_close": (None, c_void_p),
     "rs_plan_make": (STATUS, c_void_p, POINTER(Options), POINTER(c_void_p)),
     "rs_plan_free": (None, c_void_p),
     "rs_plan_describe": (None, c_void_p, POINTER(PlanInfo)),
@@ -163,6 +177,9 @@ def options(**values):
             setattr(out, key, KV.get(value, value))
         elif key == "split":
             out.split = SPLITS.get(value, value)
+        elif key == "cluster":
+            out.cluster = value.pointer
+            out.ranks = values.get("ranks", value.hosts)
         elif key == "kernels":
             out.kernels = value.encode() if value else None
         elif key in dict(Options._fields_):
@@ -286,6 +303,25 @@ class Engine(Handle):
 
     def session(self):
         return Session(self)
+
+
+class Cluster(Handle):
+    """The head of a cluster; `start(port)` is called once it listens and is to make the other machines join."""
+
+    closer = "rs_cluster_close"
+
+    def __init__(self, model, hosts, secret, start, address="127.0.0.1:0", wait_s=60.0):
+        self.hosts, self.news, out = hosts, [], c_void_p()
+
+        def tell(_, line):
+            self.news.append(line.decode(errors="replace"))
+            if len(self.news) == 1:  # "... join HOST:PORT' there"
+                start(int(self.news[0].split(":")[-1].split("'")[0]))
+
+        self.tell = NEWS(tell)  # kept alive while the library may call it
+        values = ClusterOptions(address.encode(), secret, len(secret), hosts, wait_s, GO_ON(), self.tell)
+        check(lib().rs_cluster_open(model.pointer, byref(values), byref(out)))
+        super().__init__(out, model)
 
 
 class Session(Handle):

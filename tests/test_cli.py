@@ -455,7 +455,8 @@ def test_plan_fits_or_says_what_does():
     size = plan["bytes"]
     assert plan["fits"] and len(plan["ranks"]) == 2 and sum(rank["tokens"] for rank in plan["ranks"]) == 1024
     assert size["total"] == size["weights_file"] + size["program"] + size["tables"] + size["ranks"]
-    assert size["ranks"] == sum(r["kv_bytes"] + r["activations_bytes"] + r["wire_bytes"] for r in plan["ranks"])
+    parts = ("kv", "activations", "wire", "slices")
+    assert size["ranks"] == sum(sum(r[f"{part}_bytes"] for part in parts) for r in plan["ranks"])
     words = ["plan", "-m", MODEL, "--ranks", "2", "--memory-limit"]
     tight = call(*words, str(size["total"] - (4 << 20)), "--ctx", "1024")
     assert tight.returncode == 2 and "rank  " in tight.stdout

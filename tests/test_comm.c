@@ -1,4 +1,5 @@
-/* test_comm.c: laws of the exchange between local ranks, its gather, reduce and hop, and its failures. */
+/* test_comm.c: laws of the exchange between ranks, its gather, reduce and hop, and its failures, over every network
+ * that one machine has. Ranks are threads of this process, and processes where one is to die. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -6,44 +7,72 @@
 #include <cmocka.h>
 #include <math.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "base/random.h"
 #include "comm/local.h"
+#include "tests/rank_processes.h"
 
 enum { ROUNDS = 200, VALUES = 257 };
 
 typedef struct member {
     comm *c;
+    ucx_comm *u; /* NULL for local ranks */
     void (*work)(struct member *m);
+    double deadline_s;
     rs_status status;
     char error[STATUS_TEXT_MAX];
     float values[VALUES];
     bool wrong;
 } member;
 
+static bool over_ucx; /* instead of local */
+static bool roomy;    /* the ranks believe to have a core each */
+static member members[RS_RANKS_MAX];
+static comm_part addresses[RS_RANKS_MAX];
+static uint32_t ranks_now;
+static pthread_barrier_t all_done;
+
+/* Ranks leave together: one that left would be missed by those still at work. */
 static void *member_main(void *argument) {
     member *m = argument;
-    m->work(m);
+    uint32_t rank = (uint32_t)(m - members);
+    bool ready = m->u == NULL || ucx_connect(m->u, rank, ranks_now, addresses, 7, 60.0) == RS_OK;
+    m->wrong = !ready;
+    m->c->deadline_s = m->deadline_s;
+    pthread_barrier_wait(&all_done);
+    if (ready) m->work(m);
     snprintf(m->error, sizeof m->error, "%s", rs_last_error());
+    pthread_barrier_wait(&all_done);
+    ucx_close(m->u);
     return NULL;
 }
 
-static bool roomy; /* the ranks believe to have a core each */
-
 /* Runs `work` on every rank of a new group. */
-static void run(uint32_t ranks, double deadline_s, void (*work)(member *m), member *members) {
-    local_group *group;
+static void run(uint32_t ranks, double deadline_s, void (*work)(member *m)) {
+    local_group *group = NULL;
     pthread_t threads[RS_RANKS_MAX];
-    assert_int_equal(local_group_open(ranks, deadline_s, roomy, &group), RS_OK);
+    ranks_now = ranks;
+    pthread_barrier_init(&all_done, NULL, ranks);
+    if (!over_ucx) assert_int_equal(local_group_open(ranks, deadline_s, roomy, &group), RS_OK);
     for (uint32_t r = 0; r < ranks; r++) {
-        members[r] = (member){.c = local_group_comm(group, r), .work = work};
+        members[r] = (member){.work = work, .deadline_s = deadline_s};
+        if (over_ucx) {
+            assert_int_equal(ucx_open(roomy, &members[r].u), RS_OK);
+            addresses[r].data = (void *)ucx_address(members[r].u, &addresses[r].bytes);
+        }
+        members[r].c = over_ucx ? ucx_comm_of(members[r].u) : local_group_comm(group, r);
+    }
+    for (uint32_t r = 0; r < ranks; r++) {
         assert_int_equal(pthread_create(&threads[r], NULL, member_main, &members[r]), 0);
     }
     for (uint32_t r = 0; r < ranks; r++) pthread_join(threads[r], NULL);
     local_group_close(group);
+    pthread_barrier_destroy(&all_done);
 }
 
 /* What rank `from` has for rank `to` in a round: a size and a byte pattern that both can compute. */
@@ -86,9 +115,8 @@ static void exchange_random(member *m) {
 
 static void test_exchange_of_any_sizes(void **state) {
     (void)state;
-    member members[RS_RANKS_MAX];
     for (uint32_t ranks = 1; ranks <= 5; ranks++) {
-        run(ranks, 60.0, exchange_random, members);
+        run(ranks, 60.0, exchange_random);
         for (uint32_t r = 0; r < ranks; r++) assert_false(members[r].wrong);
     }
 }
@@ -109,9 +137,8 @@ static void reduce_values(member *m) {
 
 static void test_reduce_gives_all_ranks_the_same_bits(void **state) {
     (void)state;
-    member members[RS_RANKS_MAX];
     for (uint32_t ranks = 1; ranks <= 4; ranks++) {
-        run(ranks, 60.0, reduce_values, members);
+        run(ranks, 60.0, reduce_values);
         for (uint32_t r = 0; r < ranks; r++) {
             assert_int_equal(members[r].status, RS_OK);
             assert_memory_equal(members[r].values, members[0].values, sizeof members[0].values);
@@ -133,8 +160,7 @@ static void hop_through(member *m) {
 
 static void test_hops_carry_from_first_to_last(void **state) {
     (void)state;
-    member members[RS_RANKS_MAX];
-    run(4, 60.0, hop_through, members);
+    run(4, 60.0, hop_through);
     for (uint32_t r = 0; r < 4; r++) {
         assert_false(members[r].wrong);
         assert_memory_equal(members[r].values, members[0].values, sizeof members[0].values);
@@ -149,8 +175,7 @@ static void two_wait_for_a_third(member *m) {
 
 static void test_an_absent_rank_is_late(void **state) {
     (void)state;
-    member members[RS_RANKS_MAX];
-    run(3, 0.05, two_wait_for_a_third, members);
+    run(3, 0.05, two_wait_for_a_third);
     assert_int_equal(members[0].status, RS_PEER_LATE);
     assert_int_equal(members[1].status, RS_PEER_LATE);
     assert_non_null(strstr(members[0].error, "rank 2"));
@@ -167,8 +192,7 @@ static void last_aborts(member *m) {
 
 static void test_abort_wakes_everyone(void **state) {
     (void)state;
-    member members[RS_RANKS_MAX];
-    run(3, 60.0, last_aborts, members);
+    run(3, 60.0, last_aborts);
     assert_int_equal(members[0].status, RS_PEER_LOST);
     assert_int_equal(members[1].status, RS_PEER_LOST);
 }
@@ -182,22 +206,402 @@ static void sizes_disagree(member *m) {
 
 static void test_sizes_that_disagree_are_an_error(void **state) {
     (void)state;
-    member members[RS_RANKS_MAX];
-    run(2, 60.0, sizes_disagree, members);
+    run(2, 60.0, sizes_disagree);
     assert_int_equal(members[1].status, RS_BAD_FORMAT);
     assert_non_null(strstr(members[1].error, "expected 12 bytes"));
 }
 
-int main(void) {
+/* ---- The background */
+
+enum { SERIES = 3, BULK_ROUNDS = 24 };
+
+static uint64_t bulk_random(uint32_t from, uint32_t to, uint32_t round, size_t most) {
+    uint64_t state = from * 1000003u + to * 10007u + round * 31u + 5;
+    uint64_t draw = random_next(&state);
+    return draw % 5 == 0 ? 0 : random_next(&state) % (draw % 5 == 1 ? most : 20000);
+}
+
+static void fill(uint8_t *data, size_t bytes, uint32_t from, uint32_t to, uint32_t round) {
+    for (size_t i = 0; i < bytes; i++) data[i] = message_byte(from, to, round, i);
+}
+
+/* Buffers of a rank for each peer. */
+typedef struct traffic {
+    size_t most; /* bytes of a message */
+    uint8_t *sent[RS_RANKS_MAX], *received[RS_RANKS_MAX];
+    comm_part out[RS_RANKS_MAX], in[RS_RANKS_MAX];
+} traffic;
+
+static traffic *traffic_new(uint32_t ranks, size_t most) {
+    traffic *t = calloc(1, sizeof *t);
+    t->most = most;
+    for (uint32_t p = 0; p < ranks; p++) {
+        t->sent[p] = malloc(most);
+        t->received[p] = malloc(most);
+    }
+    return t;
+}
+
+static void traffic_free(traffic *t) {
+    for (uint32_t p = 0; p < RS_RANKS_MAX; p++) {
+        free(t->sent[p]);
+        free(t->received[p]);
+    }
+    free(t);
+}
+
+static void traffic_prepare(traffic *t, const comm *c, uint32_t round) {
+    for (uint32_t p = 0; p < c->ranks; p++) {
+        t->out[p] = (comm_part){t->sent[p], bulk_random(c->rank, p, round, t->most)};
+        t->in[p] = (comm_part){t->received[p], bulk_random(p, c->rank, round, t->most)};
+        fill(t->sent[p], t->out[p].bytes, c->rank, p, round);
+        memset(t->received[p], 0x55, t->in[p].bytes);
+    }
+}
+
+static bool traffic_intact(const traffic *t, const comm *c, uint32_t round) {
+    bool intact = true;
+    for (uint32_t p = 0; p < c->ranks; p++) {
+        for (size_t i = 0; p != c->rank && i < t->in[p].bytes; i++) {
+            intact &= t->received[p][i] == message_byte(p, c->rank, round, i);
+        }
+    }
+    return intact;
+}
+
+/* In each round SERIES exchanges in the foreground and one in the background. A rank begins that at a moment of its
+ * own up to `middle`, which all have in common, and ends it then; or later, where bytes move without its help: a local
+ * rank copies in finish alone. */
+static void overtake(member *m) {
+    comm *c = m->c;
+    traffic *front = traffic_new(c->ranks, 3000000), *back = traffic_new(c->ranks, 3000000);
+    uint64_t common = 11, own = c->rank + 1;
+    for (uint32_t round = 0; round < BULK_ROUNDS && !m->wrong; round++) {
+        uint32_t middle = random_next(&common) % (SERIES + 1);
+        uint32_t first = random_next(&own) % (middle + 1);
+        uint32_t last = over_ucx ? middle + random_next(&own) % (SERIES + 1 - middle) : middle;
+        for (uint32_t i = 0; i <= SERIES && !m->wrong; i++) {
+            uint32_t behind = round * 100, ahead = round * 100 + 1 + i;
+            if (i == first) {
+                traffic_prepare(back, c, behind);
+                m->wrong |= c->begin(c, back->out, back->in) != RS_OK;
+            }
+            if (i == last) m->wrong |= c->finish(c) != RS_OK || !traffic_intact(back, c, behind);
+            if (i == SERIES || m->wrong) continue;
+            traffic_prepare(front, c, ahead);
+            m->wrong |= c->exchange(c, front->out, front->in) != RS_OK || !traffic_intact(front, c, ahead);
+        }
+    }
+    if (m->wrong) c->abort(c);
+    traffic_free(front);
+    traffic_free(back);
+}
+
+static void test_either_kind_of_exchange_overtakes_the_other(void **state) {
+    (void)state;
+    for (uint32_t ranks = 2; ranks <= 4; ranks++) {
+        run(ranks, 600.0, overtake);
+        for (uint32_t r = 0; r < ranks; r++) assert_false(members[r].wrong);
+    }
+}
+
+enum { BULK_BYTES = 5 << 20 };
+
+/* Bulk data move while the rank exchanges nothing: the second message is there soon after the first rank asks. */
+static void bulk_in_background(member *m) {
+    comm *c = m->c;
+    traffic *t = traffic_new(c->ranks, BULK_BYTES);
+    for (uint32_t p = 0; p < c->ranks; p++) {
+        t->out[p] = (comm_part){t->sent[p], BULK_BYTES - c->rank};
+        t->in[p] = (comm_part){t->received[p], BULK_BYTES - p};
+        fill(t->sent[p], t->out[p].bytes, c->rank, p, 3);
+    }
+    m->wrong = c->begin(c, t->out, t->in) != RS_OK;
+    if (c->rank == 0) usleep(20000);
+    m->wrong |= c->finish(c) != RS_OK || !traffic_intact(t, c, 3);
+    traffic_free(t);
+}
+
+static void test_large_messages_in_the_background(void **state) {
+    (void)state;
+    run(3, 600.0, bulk_in_background);
+    for (uint32_t r = 0; r < 3; r++) assert_false(members[r].wrong);
+}
+
+/* ---- More failures */
+
+enum { LATE_BYTES = 1 << 20 };
+
+/* Rank 0 gives up before rank 1 sends. */
+static void give_up(member *m) {
+    comm *c = m->c;
+    uint8_t *data = malloc(LATE_BYTES);
+    memset(data, 0x33, LATE_BYTES);
+    comm_part part[2] = {{data, LATE_BYTES}, {data, LATE_BYTES}}, none[2] = {0};
+    if (c->rank == 0) {
+        m->status = c->exchange(c, none, part);
+        usleep(200000);
+        for (size_t i = 0; i < LATE_BYTES; i++) m->wrong |= data[i] != 0x33;
+    } else {
+        usleep(100000);
+        memset(data, 0x44, LATE_BYTES);
+        m->status = c->exchange(c, part, none);
+    }
+    free(data);
+}
+
+static void test_nothing_is_written_after_the_deadline(void **state) {
+    (void)state;
+    run(2, 0.05, give_up);
+    assert_int_equal(members[0].status, RS_PEER_LATE);
+    assert_int_not_equal(members[1].status, RS_OK);
+    assert_false(members[0].wrong);
+}
+
+static void wait_for_ever(member *m) {
+    comm *c = m->c;
+    if (c->rank == 0) {
+        comm_part none[2] = {0}, part[2] = {{m->values, 8}, {m->values, 8}};
+        m->status = c->exchange(c, none, part);
+        m->wrong = c->exchange(c, none, part) != RS_PEER_LOST || c->begin(c, none, part) != RS_PEER_LOST;
+    } else {
+        usleep(50000);
+        members[0].c->abort(members[0].c);
+    }
+}
+
+static void test_another_thread_ends_a_wait_for_ever(void **state) {
+    (void)state;
+    run(2, INFINITY, wait_for_ever);
+    assert_int_equal(members[0].status, RS_PEER_LOST);
+    assert_false(members[0].wrong);
+}
+
+static void abort_the_background(member *m) {
+    comm *c = m->c;
+    traffic *t = traffic_new(3, LATE_BYTES);
+    for (uint32_t p = 0; p < 3; p++) {
+        t->out[p] = (comm_part){t->sent[p], LATE_BYTES};
+        t->in[p] = (comm_part){t->received[p], LATE_BYTES};
+    }
+    if (c->rank == 1) {
+        usleep(20000);
+        c->abort(c);
+    } else {
+        m->status = c->begin(c, t->out, t->in);
+        m->status = c->finish(c);
+    }
+    traffic_free(t);
+}
+
+static void test_abort_ends_the_background(void **state) {
+    (void)state;
+    run(3, INFINITY, abort_the_background);
+    assert_int_equal(members[0].status, RS_PEER_LOST);
+    assert_int_equal(members[2].status, RS_PEER_LOST);
+}
+
+static void sizes_disagree_downwards(member *m) {
+    comm_part out[2] = {{m->values, 12}, {m->values, 12}}, in[2] = {{m->values + 8, 12}, {m->values + 8, 12}};
+    if (m->c->rank == 1) in[0].bytes = 8;
+    m->status = m->c->exchange(m->c, out, in);
+    if (m->status != RS_OK) m->c->abort(m->c);
+}
+
+static void test_messages_too_long_are_an_error(void **state) {
+    (void)state;
+    run(2, 60.0, sizes_disagree_downwards);
+    assert_int_equal(members[1].status, RS_BAD_FORMAT);
+    assert_non_null(strstr(members[1].error, "expected 8 bytes from rank 0 and got 12"));
+}
+
+/* ---- Processes */
+
+static void gather_for_ever(rank_processes *all, ucx_comm *u, rank_report *report) {
+    static uint8_t mine[8192], theirs[PROCESSES_MAX][8192];
+    comm *c = ucx_comm_of(u);
+    comm_part parts[PROCESSES_MAX];
+    for (uint32_t p = 0; p < c->ranks; p++) parts[p] = (comm_part){theirs[p], sizeof mine};
+    while (report->status == RS_OK) {
+        report->status = comm_gather(c, mine, sizeof mine, parts);
+        atomic_fetch_add(&report->rounds, 1);
+        if (c->rank == 2 && all->reports[2].rounds == 100 && all->deadline_s > 1e9) pause();
+    }
+}
+
+/* Kills the third of three ranks amid their work, or, `asleep`, long after it has stopped. */
+static void kill_a_rank(bool asleep) {
+    rank_processes *all =
+        processes_start((rank_processes){.ranks = 3, .deadline_s = asleep ? INFINITY : 600.0, .work = gather_for_ever});
+    while (atomic_load(&all->reports[2].rounds) < 100 && atomic_load(&all->ended) == 0) processes_nap();
+    if (asleep) usleep(300000);
+    double killed_s = clock_s();
+    kill(all->pids[2], SIGKILL);
+    processes_wait(all, 2);
+    processes_wait(all, 0);
+    processes_wait(all, 1);
+    for (uint32_t r = 0; r < 2; r++) {
+        const rank_report *report = &all->reports[r];
+        print_message("%.0f ms after the kill: %s\n", 1e3 * (report->ended_s - killed_s), report->error);
+        assert_int_equal(report->status, RS_PEER_LOST);
+        assert_non_null(strstr(report->error, "rank 2"));
+    }
+    munmap(all, sizeof *all);
+}
+
+static void test_survivors_name_a_killed_rank(void **state) {
+    (void)state;
+    kill_a_rank(false);
+}
+
+static void test_survivors_are_woken_by_a_kill(void **state) {
+    (void)state;
+    kill_a_rank(true);
+}
+
+static double own_cpu_s(void) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+           1e-6 * (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
+}
+
+/* Rank 0 waits two seconds for rank 1. Its processor time, in seconds, is the number of its report. */
+static void wait_idly(rank_processes *all, ucx_comm *u, rank_report *report) {
+    (void)all;
+    comm *c = ucx_comm_of(u);
+    uint32_t word = 0;
+    if (c->rank == 1) usleep(2000000);
+    double before_s = own_cpu_s();
+    report->status = comm_hop(c, 1, 0, &word, sizeof word);
+    report->number = own_cpu_s() - before_s;
+}
+
+static void test_a_waiting_rank_is_idle(void **state) {
+    (void)state;
+    rank_processes *all =
+        processes_start((rank_processes){.ranks = 2, .roomy = true, .deadline_s = INFINITY, .work = wait_idly});
+    for (uint32_t r = 0; r < 2; r++) processes_wait(all, r);
+    for (uint32_t r = 0; r < 2; r++) assert_int_equal(all->reports[r].status, RS_OK);
+    print_message("%.2f %% of a core while waiting\n", 100.0 * all->reports[0].number / 2.0);
+    assert_true(all->reports[0].number < 0.05 * 2.0);
+    munmap(all, sizeof *all);
+}
+
+/* Rank 2 leaves; the others go on with each other until they miss it. */
+static void leave_early(rank_processes *all, ucx_comm *u, rank_report *report) {
+    comm *c = ucx_comm_of(u);
+    uint64_t word = c->rank, theirs[3];
+    comm_part parts[3] = {{&theirs[0], 8}, {&theirs[1], 8}, {&theirs[2], 8}}, pair[3] = {parts[0], parts[1], {0}};
+    report->status = comm_gather(c, &word, sizeof word, parts);
+    if (c->rank == 2 || report->status != RS_OK) return;
+    while (atomic_load(&all->ended) == 0) processes_nap();
+    usleep(100000);
+    for (int i = 0; i < ROUNDS && report->status == RS_OK; i++) {
+        report->status = c->exchange(c, pair, pair);
+        atomic_fetch_add(&report->rounds, 1);
+    }
+    if (report->status == RS_OK) report->status = comm_gather(c, &word, sizeof word, parts);
+}
+
+static void test_a_rank_that_left_is_missed_when_needed(void **state) {
+    (void)state;
+    rank_processes *all = processes_start((rank_processes){.ranks = 3, .deadline_s = 600.0, .work = leave_early});
+    for (uint32_t r = 0; r < 3; r++) processes_wait(all, r);
+    assert_int_equal(all->reports[2].status, RS_OK);
+    for (uint32_t r = 0; r < 2; r++) {
+        assert_int_equal(all->reports[r].rounds, ROUNDS);
+        assert_int_equal(all->reports[r].status, RS_PEER_LOST);
+        assert_non_null(strstr(all->reports[r].error, "rank"));
+    }
+    munmap(all, sizeof *all);
+}
+
+/* ---- Epochs */
+
+static void *connect_in_epoch(void *argument) {
+    member *m = argument;
+    uint32_t rank = (uint32_t)(m - members);
+    m->status = ucx_connect(m->u, rank, 2, addresses, 7 + rank, 0.5);
+    snprintf(m->error, sizeof m->error, "%s", rs_last_error());
+    pthread_barrier_wait(&all_done);
+    ucx_close(m->u);
+    return NULL;
+}
+
+static void test_epochs_do_not_meet(void **state) {
+    (void)state;
+    pthread_t threads[2];
+    pthread_barrier_init(&all_done, NULL, 2);
+    for (uint32_t r = 0; r < 2; r++) {
+        assert_int_equal(ucx_open(roomy, &members[r].u), RS_OK);
+        addresses[r].data = (void *)ucx_address(members[r].u, &addresses[r].bytes);
+    }
+    for (uint32_t r = 0; r < 2; r++) pthread_create(&threads[r], NULL, connect_in_epoch, &members[r]);
+    for (uint32_t r = 0; r < 2; r++) pthread_join(threads[r], NULL);
+    for (uint32_t r = 0; r < 2; r++) assert_int_equal(members[r].status, RS_PEER_LATE);
+    pthread_barrier_destroy(&all_done);
+}
+
+/* ---- Networks */
+
+/* Those of one machine. The second and third differ by what UCX is told through its environment variable. */
+typedef struct network {
+    const char *name;
+    bool over_ucx;
+    const char *tls; /* UCX_TLS; NULL: UCX chooses */
+} network;
+
+static const network networks[] = {{"local", false, NULL}, {"UCX", true, NULL}, {"UCX over TCP", true, "tcp"}};
+enum { NETWORKS = sizeof networks / sizeof *networks };
+
+static void choose(const network *n) {
+    over_ucx = n->over_ucx;
+    if (n->tls != NULL) setenv("UCX_TLS", n->tls, 1);
+    if (n->tls == NULL) unsetenv("UCX_TLS");
+}
+
+static int run_processes(const network *n) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_survivors_name_a_killed_rank),
+        cmocka_unit_test(test_survivors_are_woken_by_a_kill),
+        cmocka_unit_test(test_a_waiting_rank_is_idle),
+        cmocka_unit_test(test_a_rank_that_left_is_missed_when_needed),
+    };
+    choose(n);
+    return n->over_ucx ? cmocka_run_group_tests_name(n->name, tests, NULL, NULL) : 0;
+}
+
+static int run_threads(const network *n) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_exchange_of_any_sizes),
         cmocka_unit_test(test_reduce_gives_all_ranks_the_same_bits),
         cmocka_unit_test(test_hops_carry_from_first_to_last),
+        cmocka_unit_test(test_either_kind_of_exchange_overtakes_the_other),
+        cmocka_unit_test(test_large_messages_in_the_background),
         cmocka_unit_test(test_an_absent_rank_is_late),
+        cmocka_unit_test(test_nothing_is_written_after_the_deadline),
         cmocka_unit_test(test_abort_wakes_everyone),
+        cmocka_unit_test(test_another_thread_ends_a_wait_for_ever),
+        cmocka_unit_test(test_abort_ends_the_background),
         cmocka_unit_test(test_sizes_that_disagree_are_an_error),
+        cmocka_unit_test(test_messages_too_long_are_an_error),
     };
-    int failed = cmocka_run_group_tests_name("cores are shared", tests, NULL, NULL);
-    roomy = true;
-    return failed + cmocka_run_group_tests_name("a core each", tests, NULL, NULL);
+    const struct CMUnitTest ucx_tests[] = {cmocka_unit_test(test_epochs_do_not_meet)};
+    choose(n);
+    char name[64];
+    snprintf(name, sizeof name, "%s, %s", n->name, roomy ? "a core each" : "cores are shared");
+    int failed = cmocka_run_group_tests_name(name, tests, NULL, NULL);
+    if (over_ucx) failed += cmocka_run_group_tests_name(name, ucx_tests, NULL, NULL);
+    return failed;
+}
+
+int main(void) {
+    int failed = 0;
+    for (int n = 0; n < NETWORKS; n++) failed += run_processes(&networks[n]); /* first: they fork */
+    for (int both = 0; both < 2; both++) {
+        roomy = both == 1;
+        for (int n = 0; n < NETWORKS; n++) failed += run_threads(&networks[n]);
+    }
+    return failed;
 }

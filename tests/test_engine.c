@@ -10,7 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "ringspan.h"
+#include "engine/engine.h"
 #include "tests/tiny_gguf.h"
 
 enum { CONTEXT = 512, PROMPT = 200, VOCAB = 259, MODELS = 2 };
@@ -69,11 +69,15 @@ static rs_options options_of(uint32_t ranks, rs_split split, uint32_t threads) {
     return o;
 }
 
-static run begin(const rs_model *model, const rs_options *o) {
+static run begin_as(const rs_model *model, const rs_options *o, bool packed) {
     run r;
-    check(rs_engine_open(model, o, &r.engine));
+    check(engine_open(model, o, packed, &r.engine));
     check(rs_session_open(r.engine, &r.session));
     return r;
+}
+
+static run begin(const rs_model *model, const rs_options *o) {
+    return begin_as(model, o, false);
 }
 
 static void end(run *r) {
@@ -143,6 +147,99 @@ static void test_ranks_and_threads_change_nothing(void **unused) {
     }
 }
 
+/* Timelines that meet every kind of step: several chunks, whose last may be short; one token; a few; a rewind. */
+enum { WAYS = 5 };
+
+static void eval_ways(run *r, const int32_t *tokens, float out[WAYS][VOCAB]) {
+    const size_t counts[WAYS] = {PROMPT - 8, PROMPT - 7, PROMPT, 70, 130};
+    for (int i = 0; i < WAYS; i++) eval(r, tokens, counts[i], out[i]);
+}
+
+/* Ranks that hold nothing but their slices of the weights give what ranks that share the file give: the same bits where
+ * no slices travel, for then the same is added in the same order. */
+static void test_packed_slices_change_nothing(void **unused) {
+    (void)unused;
+    static float expected[WAYS][VOCAB], got[WAYS][VOCAB];
+    int32_t tokens[PROMPT];
+    random_tokens(tokens, PROMPT, 41);
+    for (int m = 0; m < MODELS; m++) {
+        for (uint32_t ranks = 1; ranks <= 4; ranks++) {
+            for (rs_split split = RS_SPLIT_R1; split < (ranks == 1 ? RS_SPLIT_R2 : RS_SPLITS); split++) {
+                rs_options o = options_of(ranks, split, 2);
+                for (uint32_t r = 0; r < ranks; r++) o.shares[r] = split == RS_SPLIT_R3 ? 1 + 2 * r : 1;
+                run r = begin(models[m], &o);
+                eval_ways(&r, tokens, expected);
+                end(&r);
+                r = begin_as(models[m], &o, true);
+                bool streams = stream_needed(&r.engine->plan->view);
+                assert_int_equal(streams, ranks > 1 && split >= RS_SPLIT_R2 && split <= RS_SPLIT_R4);
+                if (streams) assert_true(forward_spreads(&r.engine->plan->view, o.chunk));
+                eval_ways(&r, tokens, got);
+                end(&r);
+                if (!streams) assert_memory_equal(got, expected, sizeof got);
+                for (int i = 0; i < WAYS; i++) assert_close(got[i], expected[i], CLOSE_F16);
+            }
+        }
+    }
+}
+
+/* The memory taken is the memory planned, to the byte. */
+static void test_plans_are_what_is_taken(void **unused) {
+    (void)unused;
+    for (int packed = 0; packed < 2; packed++) {
+        for (rs_split split = RS_SPLIT_R1; split < RS_SPLITS; split++) {
+            rs_options o = options_of(3, split, 2);
+            run r = begin_as(models[1], &o, packed);
+            const rs_plan *p = r.engine->plan;
+            uint64_t sum = 0;
+            for (uint32_t i = 0; i < 3; i++) {
+                const rs_plan_rank *planned = &p->ranks[i];
+                const arena *memory = &r.engine->ranks[i].memory;
+                assert_int_equal(memory->used, memory->size);
+                assert_int_equal(memory->used, planned->activations + planned->wire + planned->slices);
+                assert_true(packed ? planned->slices >= planned->weights : planned->slices == 0);
+                sum += memory->size + planned->kv;
+            }
+            assert_int_equal(p->info.ranks, sum);
+            if (packed) assert_true(p->info.weights < gguf_file_bytes(models[1]->file) / 2);
+            end(&r);
+        }
+    }
+}
+
+/* Queries that travel to the pages and pages that travel to the queries give what one rank gives; so do queries that
+ * travel in several portions. */
+static void test_queries_or_pages_travel(void **unused) {
+    (void)unused;
+    enum { LONG = 1900 };
+    static int32_t tokens[LONG];
+    float expected[VOCAB], got[VOCAB];
+    random_tokens(tokens, LONG, 42);
+    for (int kv = RS_KV_F16; kv < RS_KV_FORMATS; kv++) {
+        rs_options o = options_of(1, RS_SPLIT_AUTO, 2);
+        o.kv_k = o.kv_v = (rs_kv_format)kv;
+        o.context = 2048;
+        o.chunk = 640;
+        eval_fresh(models[0], &o, tokens, LONG, expected);
+        for (uint32_t ranks = 2; ranks <= 3; ranks++) {
+            o.ranks = ranks;
+            o.shares[0] = o.shares[1] = ranks;
+            o.shares[2] = ranks == 3;
+            run r = begin(models[0], &o);
+            const model_view *m = &r.engine->plan->view;
+            const step first = {NULL, 0, 640, false}, last = {NULL, 1280, LONG - 1280, true};
+            assert_false(travel_as_queries(m, &first, 0));
+            if (kv == RS_KV_F16) assert_true(travel_as_queries(m, &last, 0) && last.count > QUERY_ROWS);
+            eval(&r, tokens, LONG, got);
+            assert_close(got, expected, kv == RS_KV_F16 ? CLOSE_F16 : CLOSE_QUANTISED);
+            eval(&r, tokens, LONG - 20, got);
+            eval(&r, tokens, LONG, got);
+            assert_close(got, expected, kv == RS_KV_F16 ? CLOSE_F16 : CLOSE_QUANTISED);
+            end(&r);
+        }
+    }
+}
+
 /* Partial sums too many for one piece, and ranks whose buffers differ: all must cut them alike. */
 static void test_uneven_ranks_sum_in_the_same_pieces(void **unused) {
     (void)unused;
@@ -171,7 +268,7 @@ static void test_uneven_ranks_sum_in_the_same_pieces(void **unused) {
 
 static void test_kernels_and_formats(void **unused) {
     (void)unused;
-    static const char *const kernels[] = {"ref", "portable", NULL};
+    static const char *const sets[] = {"ref", "portable", NULL};
     int32_t tokens[PROMPT];
     float reference[VOCAB], got[VOCAB];
     random_tokens(tokens, PROMPT, 6);
@@ -179,7 +276,7 @@ static void test_kernels_and_formats(void **unused) {
         for (int kv = RS_KV_F16; kv < RS_KV_FORMATS; kv++) {
             for (int k = 0; k < 3; k++) {
                 rs_options o = options_of(k == 0 ? 1 : 3, RS_SPLIT_AUTO, 4);
-                o.kernels = kernels[k];
+                o.kernels = sets[k];
                 o.kv_k = o.kv_v = (rs_kv_format)kv;
                 o.shares[0] = 1.0;
                 o.shares[1] = k == 0 ? 0.0 : 3.5;
@@ -403,6 +500,9 @@ static void test_sampling(void **unused) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ranks_and_threads_change_nothing),
+        cmocka_unit_test(test_packed_slices_change_nothing),
+        cmocka_unit_test(test_plans_are_what_is_taken),
+        cmocka_unit_test(test_queries_or_pages_travel),
         cmocka_unit_test(test_uneven_ranks_sum_in_the_same_pieces),
         cmocka_unit_test(test_kernels_and_formats),
         cmocka_unit_test(test_rewind_append_is_append),

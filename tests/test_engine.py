@@ -420,7 +420,7 @@ def test_ranks_without_pages_still_work(model, split):
 
 def test_bytes_add_up(model, way):
     plan = model.plan(**way)
-    assert plan["ranks"] == sum(r["kv"] + r["activations"] + r["wire"] for r in plan["rank"])
+    assert plan["ranks"] == sum(r["kv"] + r["activations"] + r["wire"] + r["slices"] for r in plan["rank"])
     assert plan["total"] == plan["weights"] + plan["program"] + plan["ranks"] + plan["tables"]
     assert plan["weights"] == model.info["file_bytes"]
     assert plan["tables"] >= CONTEXT * 4  # The timeline is one of them.

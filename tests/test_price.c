@@ -22,7 +22,7 @@ enum { CONTEXT = 1 << 20, LAYERS = 3 };
 /* Eight KV heads and shares that ranks divide; quantisation blocks of one value. */
 static const tiny_shape shape = {"llama", 64, 8, 8, 32, 96, LAYERS, 258, CONTEXT, 0};
 static rs_model *model;
-static rs_cluster *cluster; /* large */
+static rs_machines *cluster; /* large */
 
 static void check(rs_status status) {
     if (status != RS_OK) fail_msg("%s: %s", rs_status_name(status), rs_last_error());
@@ -66,7 +66,7 @@ static rs_machine machine_of(double speed) {
 
 static void set_cluster(uint32_t machines, double speed, double latency_s, double bytes_per_s) {
     memset(cluster, 0, sizeof *cluster);
-    cluster->machines = machines;
+    cluster->count = machines;
     for (uint32_t i = 0; i < machines; i++) {
         cluster->machine[i] = machine_of(speed);
         for (uint32_t k = 0; k < machines; k++) cluster->link[i][k] = (rs_link){latency_s, bytes_per_s};
@@ -91,7 +91,7 @@ static rs_parts token_at(const rs_options *o, uint32_t depth, virtual_clock *clo
     rs_parts out;
     uint32_t machine[RS_RANKS_MAX];
     for (uint32_t i = 0; i < RS_RANKS_MAX; i++) machine[i] = i;
-    check(plan_make_elsewhere(model, o, &plan));
+    check(plan_make(model, o, (plan_scope){.elsewhere = true}, &plan));
     check(price_open(plan, cluster, machine, &p));
     check(price_step(p, depth, 1, &out, clocks));
     price_close(p);
@@ -177,7 +177,7 @@ static void test_a_price_repeats_and_touches_nothing(void **unused) {
     price *p;
     rs_parts first, again;
     const uint32_t machine[] = {0, 1, 2};
-    check(plan_make_elsewhere(model, &o, &plan));
+    check(plan_make(model, &o, (plan_scope){.elsewhere = true}, &plan));
     uint64_t before = budget_resident(NULL, 0);
     check(price_open(plan, cluster, machine, &p));
     check(price_step(p, CONTEXT - 1, 1, &first, NULL));
@@ -205,7 +205,7 @@ static void test_a_prompt_is_the_sum_of_its_chunks(void **unused) {
     rs_parts whole, chunk;
     const uint32_t machine[] = {0, 1, 2}, chunks = 40;
     double sum = 0;
-    check(plan_make_elsewhere(model, &o, &plan));
+    check(plan_make(model, &o, (plan_scope){.elsewhere = true}, &plan));
     check(price_open(plan, cluster, machine, &p));
     check(price_prompt(p, chunks * plan->view.chunk, &whole));
     for (uint32_t i = 0; i < chunks; i++) {

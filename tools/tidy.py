@@ -20,7 +20,7 @@ OUTSIDE = {  # These see libringspan as its users do.
 FILE_LINES_MAX = 1000
 FUNCTION_LINES_MAX = 70
 COLUMNS_MAX = 120
-PUBLIC_MAX = 30
+PUBLIC_MAX = 36  # 30 for one machine, the rest for clusters of them
 
 TEXT_SUFFIXES = {".c", ".h", ".py", ".md", ".txt", ".cmake", ".sh", ".json", ".in", ".1", ".yml", ""}
 UNTOUCHED = ("tests/data/", "tests/golden/", "tests/fuzz/corpus/", "LICENSE")

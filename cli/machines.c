@@ -1,6 +1,6 @@
-/* cluster.c: reads and writes machines and clusters as JSON. Whoever writes one by hand mistypes: an unknown key or a
+/* machines.c: reads and writes machines and clusters as JSON. Whoever writes one by hand mistypes: an unknown key or a
  * value that cannot be meant is refused and named. */
-#include "cli/cluster.h"
+#include "cli/machines.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -303,7 +303,7 @@ static json_t *load_profile(const char *path) {
 
 /* ---- Clusters ---- */
 
-static bool add_machines(const json_t *entry, const place *p, rs_cluster *out) {
+static bool add_machines(const json_t *entry, const place *p, rs_machines *out) {
     char path[PATH_MAX];
     double count = 1;
     place profile_place = inside(p, "profile"), count_place = inside(p, "count");
@@ -327,12 +327,12 @@ static bool add_machines(const json_t *entry, const place *p, rs_cluster *out) {
     bool valid = read_machine(merged, p, &m);
     json_decref(merged);
     if (!valid) return false;
-    if (out->machines + (uint32_t)count > RS_RANKS_MAX) return refuse(p, "more than 64 machines");
-    for (uint32_t i = 0; i < (uint32_t)count; i++) out->machine[out->machines++] = m;
+    if (out->count + (uint32_t)count > RS_RANKS_MAX) return refuse(p, "more than 64 machines");
+    for (uint32_t i = 0; i < (uint32_t)count; i++) out->machine[out->count++] = m;
     return true;
 }
 
-static bool read_machines(const json_t *list, const place *p, rs_cluster *out) {
+static bool read_machines(const json_t *list, const place *p, rs_machines *out) {
     if (!json_is_array(list) || json_array_size(list) == 0) return refuse(p, "must be a list of machines");
     for (size_t i = 0; i < json_array_size(list); i++) {
         char key[32];
@@ -345,35 +345,35 @@ static bool read_machines(const json_t *list, const place *p, rs_cluster *out) {
 }
 
 /* "between": [a, b], with a link for both directions. */
-static bool read_pair(const json_t *entry, const place *p, rs_cluster *out) {
+static bool read_pair(const json_t *entry, const place *p, rs_machines *out) {
     int a, b;
     rs_link link;
     place between = inside(p, "between");
     if (!read_link(entry, p, &link)) return false;
     if (json_unpack((json_t *)entry, "{s[ii!]}", "between", &a, &b) != 0 || a < 0 || b < 0 || a == b ||
-        (uint32_t)a >= out->machines || (uint32_t)b >= out->machines) {
+        (uint32_t)a >= out->count || (uint32_t)b >= out->count) {
         return refuse(&between, "must be the numbers of two machines");
     }
     out->link[a][b] = out->link[b][a] = link;
     return true;
 }
 
-static bool read_links(const json_t *root, const char *file, rs_cluster *out) {
+static bool read_links(const json_t *root, const char *file, rs_machines *out) {
     place p = {.file = file, .where = "link"};
     rs_link link = {0};
     const json_t *all = json_object_get(root, "link"), *pairs = json_object_get(root, "links");
-    if (all != NULL || (out->machines > 1 && pairs == NULL)) {
+    if (all != NULL || (out->count > 1 && pairs == NULL)) {
         if (!read_link(all, &p, &link)) return false;
-        for (uint32_t a = 0; a < out->machines; a++) {
-            for (uint32_t b = 0; b < out->machines; b++) out->link[a][b] = link;
+        for (uint32_t a = 0; a < out->count; a++) {
+            for (uint32_t b = 0; b < out->count; b++) out->link[a][b] = link;
         }
     }
     for (size_t i = 0; i < json_array_size(pairs); i++) {
         snprintf(p.where, sizeof p.where, "links[%zu]", i);
         if (!read_pair(json_array_get(pairs, i), &p, out)) return false;
     }
-    for (uint32_t a = 0; a < out->machines; a++) {
-        for (uint32_t b = 0; b < out->machines; b++) {
+    for (uint32_t a = 0; a < out->count; a++) {
+        for (uint32_t b = 0; b < out->count; b++) {
             if (a == b || out->link[a][b].bytes_per_s > 0) continue;
             snprintf(p.where, sizeof p.where, "links: machines %u and %u", a, b);
             return refuse(&p, "no link is given");
@@ -382,7 +382,7 @@ static bool read_links(const json_t *root, const char *file, rs_cluster *out) {
     return true;
 }
 
-static bool read_cluster(const json_t *root, const char *file, rs_cluster *out) {
+static bool read_cluster(const json_t *root, const char *file, rs_machines *out) {
     static const char *const known[] = {"name", "comment", "machines", "link", "links"};
     const char *key;
     json_t *value;
@@ -390,7 +390,7 @@ static bool read_cluster(const json_t *root, const char *file, rs_cluster *out) 
     if (!json_is_object(root)) return refuse(&p, "must be an object");
     if (json_object_get(root, "machines") == NULL) {
         const json_t *part = json_object_get(root, "machine");
-        out->machines = 1;
+        out->count = 1;
         return read_machine(part != NULL ? part : root, &p, &out->machine[0]);
     }
     json_object_foreach((json_t *)root, key, value) {
@@ -403,7 +403,21 @@ static bool read_cluster(const json_t *root, const char *file, rs_cluster *out) 
     return read_machines(json_object_get(root, "machines"), &machines, out) && read_links(root, file, out);
 }
 
-int cluster_load(const char *name, rs_cluster *out) {
+json_t *machines_json(const rs_machines *m) {
+    json_t *machines = json_array(), *links = json_array();
+    for (uint32_t i = 0; i < m->count; i++) {
+        json_array_append_new(machines, machine_json(&m->machine[i]));
+        for (uint32_t k = 0; k < i; k++) {
+            const rs_link *there = &m->link[i][k], *back = &m->link[k][i];
+            json_t *link = json_pack("{s[ii] sf sf}", "between", (int)k, (int)i, "latency_s", there->latency_s,
+                                     "bytes_per_s", fmin(there->bytes_per_s, back->bytes_per_s));
+            json_array_append_new(links, link);
+        }
+    }
+    return json_pack("{so so}", "machines", machines, "links", links);
+}
+
+int machines_load(const char *name, rs_machines *out) {
     char path[PATH_MAX];
     memset(out, 0, sizeof *out);
     if (!is_there(name) && (strchr(name, '/') != NULL || !shared_profile(path, name))) {
