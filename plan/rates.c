@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/clock.h"
 #include "comm/local.h"
@@ -123,15 +124,16 @@ static double time_launch(bench *b) {
     return fmax(2 * once_s - twice_s, once_s / 10);
 }
 
-/* What rows, outputs and inputs cost beside bytes and operations: the same matrix, taller and narrower, or of few rows.
- */
+/* What rows, outputs and inputs cost beside bytes and operations: by a narrow matrix as small models have them, and by
+ * others that are taller, or of few rows. */
 static void measure_shapes(bench *b, rs_rates *r) {
-    const size_t tall = 16, rows = 1024, cols = COLS / 2, few_rows = 64, many = TOKENS_MANY;
+    const size_t narrow = 576, tall = 16, rows = 1024, cols = COLS / 2, few_rows = 64, many = TOKENS_MANY;
     const format f = FORMAT_Q8_0;
-    double wide_s = time_product(b, f, rows, COLS, 1), tall_s = time_product(b, f, rows * tall, COLS / tall, 1);
-    r->rows_per_s = (double)rows * (tall - 1) / fmax(tall_s - wide_s, tall_s / 100);
-    wide_s = time_product(b, f, rows, cols, many);
-    tall_s = time_product(b, f, rows * tall / 2, cols / tall * 2, many);
+    double narrow_s = time_product(b, f, rows, narrow, 1);
+    double read_s = (double)rows * (double)format_bytes(f, narrow) / r->weights_bytes_per_s[f];
+    r->rows_per_s = (double)rows / fmax(narrow_s - b->launch_s - read_s, narrow_s / 100);
+    double wide_s = time_product(b, f, rows, cols, many);
+    double tall_s = time_product(b, f, rows * tall / 2, cols / tall * 2, many);
     r->outputs_per_s = (double)(rows * (tall / 2 - 1) * many) / fmax(tall_s - wide_s, tall_s / 100);
     double small_s = time_product(b, f, few_rows, COLS, many), outputs = (double)(few_rows * many);
     double rest_s = b->launch_s + 2 * outputs * COLS / r->weights_many_flop_per_s[f] + outputs / r->outputs_per_s;
@@ -203,8 +205,17 @@ static rs_status measure_attention(bench *b, rates_tick tick, void *user, rs_rat
     return RS_OK;
 }
 
+/* Fills memory anew, in pages as small as those of a mapped file, where weights lie, or huge, as those of KV: what a
+ * page costs besides its bytes shows in the rates. */
+static void fill(const bench *b, int advice) {
+    madvise(b->memory, b->bytes, MADV_DONTNEED);
+    madvise(b->memory, b->bytes, advice);
+    memset(b->memory, FILL, b->bytes);
+}
+
 static rs_status measure_all(bench *b, rates_tick tick, void *user, rs_rates *out) {
     rs_rates r = {0};
+    fill(b, MADV_NOHUGEPAGE);
     r.small_s = time_norm(b, 1, COLS / 4);
     r.launch_s = b->launch_s = time_launch(b);
     double vectors_s = time_norm(b, TOKENS_MANY, COLS);
@@ -212,6 +223,7 @@ static rs_status measure_all(bench *b, rates_tick tick, void *user, rs_rates *ou
     RS_TRY(ask(tick, user));
     RS_TRY(measure_products(b, tick, user, &r));
     measure_shapes(b, &r);
+    fill(b, MADV_HUGEPAGE);
     RS_TRY(measure_attention(b, tick, user, &r));
     *out = r;
     return RS_OK;
@@ -241,7 +253,6 @@ rs_status rates_measure(const kernels *k, const topology *t, size_t threads, uin
     layout(&b, &buffers, &sizes, k, threads);
     RS_TRY(arena_map(&b.working, sizes.used));
     layout(&b, &buffers, &b.working, k, threads);
-    memset(memory, FILL, bytes);
     for (size_t i = 0; i < (size_t)TOKENS_MANY * COLS; i++) b.x[i] = (float)(i % 17) / 16 - 0.5f;
     for (size_t i = 0; i < (size_t)ROWS_MANY * KV_HEADS * QUERIES_MOST * HEAD_DIM; i++) b.q[i] = (float)(i % 13) / 128;
     rs_status status = pool_open(threads, t, 0, &b.pool);
