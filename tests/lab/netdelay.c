@@ -361,7 +361,11 @@ static void wait_for_work(double next) {
     if (n == 0 && wait > 0) learn_lag(clock_s() - wake);
     if (n <= 0) return;
     for (int i = 0; i < n_ports; i++) {
-        if (fds[i + 1].revents != 0) receive(&ports[i]);
+        if (fds[i + 1].revents & POLLERR) {
+            lose_port(&ports[i]); /* Reading would say "try again" for as long as the device takes to go. */
+        } else if (fds[i + 1].revents != 0) {
+            receive(&ports[i]);
+        }
     }
     if (fds[0].revents != 0 && !read_commands()) stopped = 1;
 }
