@@ -108,6 +108,9 @@ static bool read_rates_entry(const char *key, const json_t *value, const place *
     if (strcmp(key, "small_s") == 0) return read_seconds(value, p, &out->small_s);
     if (strcmp(key, "launch_s") == 0) return read_seconds(value, p, &out->launch_s);
     if (strcmp(key, "vector_bytes_per_s") == 0) return read_rate(value, p, &out->vector_bytes_per_s);
+    if (strcmp(key, "rows_per_s") == 0) return read_rate(value, p, &out->rows_per_s);
+    if (strcmp(key, "outputs_per_s") == 0) return read_rate(value, p, &out->outputs_per_s);
+    if (strcmp(key, "inputs_per_s") == 0) return read_rate(value, p, &out->inputs_per_s);
     if (strcmp(key, "attend_bytes_per_s") == 0) return read_attend_rates(value, p, out->attend_bytes_per_s);
     if (strcmp(key, "attend_many_flop_per_s") == 0) {
         return read_rates_by_name(value, p, kv_names, RS_KV_FORMATS, out->attend_many_flop_per_s);
@@ -229,8 +232,9 @@ static json_t *rates_json(const rs_rates *r) {
         json_object_set_new(attend, kv_names[i], list);
     }
     return json_pack(
-        "{sf sf sf sf so so so so so}", "read_bytes_per_s", r->read_bytes_per_s, "small_s", r->small_s, "launch_s",
-        r->launch_s, "vector_bytes_per_s", r->vector_bytes_per_s, "weights_bytes_per_s",
+        "{sf sf sf sf sf sf sf so so so so so}", "read_bytes_per_s", r->read_bytes_per_s, "small_s", r->small_s,
+        "launch_s", r->launch_s, "vector_bytes_per_s", r->vector_bytes_per_s, "rows_per_s", r->rows_per_s,
+        "outputs_per_s", r->outputs_per_s, "inputs_per_s", r->inputs_per_s, "weights_bytes_per_s",
         rates_by_name_json(format_names, RS_WEIGHT_FORMATS, r->weights_bytes_per_s), "weights_few_flop_per_s",
         rates_by_name_json(format_names, RS_WEIGHT_FORMATS, r->weights_few_flop_per_s), "weights_many_flop_per_s",
         rates_by_name_json(format_names, RS_WEIGHT_FORMATS, r->weights_many_flop_per_s), "attend_bytes_per_s", attend,

@@ -13,6 +13,7 @@ static rs_status reduce_piece(comm *c, float *x, size_t n, float *buffer) {
     comm_part parts[RS_RANKS_MAX];
     for (uint32_t p = 0; p < c->ranks; p++) parts[p] = (comm_part){buffer + p * n, n * sizeof *x};
     RS_TRY(comm_gather(c, x, n * sizeof *x, parts));
+    if (c->dry) return RS_OK;
     memcpy(buffer + c->rank * n, x, n * sizeof *x);
     memcpy(x, buffer, n * sizeof *x);
     for (uint32_t p = 1; p < c->ranks; p++) {

@@ -7,6 +7,7 @@
 #ifndef RS_COMM_COMM_H
 #define RS_COMM_COMM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "base/status.h"
@@ -34,6 +35,8 @@ struct comm {
 
     /* Makes every present and later exchange of the group fail with RS_PEER_LOST. Any thread. */
     void (*abort)(comm *c);
+
+    bool dry; /* nothing travels but time (comm/dry_comm.h): there is nothing to add up */
 };
 
 /* All-gather: everyone's `mine` [mine_bytes] lands in parts[p] of everyone; parts[rank] is not touched. Sizes may

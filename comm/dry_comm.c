@@ -146,7 +146,7 @@ rs_status dry_group_open(uint32_t ranks, const rs_link *links, dry_group **out) 
         return status;
     }
     for (uint32_t r = 0; r < ranks; r++) {
-        g->members[r].comm = (comm){r, ranks, DEADLINE_S, exchange, begin, finish, abort_group};
+        g->members[r].comm = (comm){r, ranks, DEADLINE_S, exchange, begin, finish, abort_group, .dry = true};
         g->members[r].inner = local_group_comm(g->local, r);
         g->members[r].links = links + (size_t)r * ranks;
     }

@@ -40,9 +40,11 @@ static double rate_of(const double rates[RS_WEIGHT_FORMATS], format f) {
 
 double dry_product_s(const rs_rates *r, format f, size_t rows, size_t cols, size_t tokens) {
     double bytes = (double)rows * (double)format_bytes(f, cols);
-    double flop = 2.0 * (double)rows * (double)cols * (double)tokens;
-    const double *peaks = tokens <= FEW_TOKENS ? r->weights_few_flop_per_s : r->weights_many_flop_per_s;
-    return fmax(takes(bytes, rate_of(r->weights_bytes_per_s, f)), takes(flop, rate_of(peaks, f)));
+    double outputs = (double)rows * (double)tokens, flop = 2 * outputs * (double)cols;
+    bool few = tokens <= FEW_TOKENS;
+    const double *peaks = few ? r->weights_few_flop_per_s : r->weights_many_flop_per_s;
+    return fmax(takes(bytes, rate_of(r->weights_bytes_per_s, f)), takes(flop, rate_of(peaks, f))) +
+           takes(outputs, few ? r->rows_per_s : r->outputs_per_s);
 }
 
 double dry_attend_byte_s(const rs_rates *r, rs_kv_format kv, size_t rows) {
@@ -73,6 +75,7 @@ static void products(device *d, const product *list, size_t n, size_t tokens) {
     const rs_rates *r = rates_of(d);
     size_t rows = 0;
     double seconds = r->launch_s;
+    if (tokens > FEW_TOKENS) seconds += takes((double)tokens * (double)list[0].w->cols, r->inputs_per_s);
     for (size_t i = 0; i < n; i++) {
         rows += list[i].w->rows;
         seconds += dry_product_s(r, list[i].w->format, list[i].w->rows, list[i].w->cols, tokens);

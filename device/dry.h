@@ -9,7 +9,7 @@
  * operation reads shapes, the positions of rows and those of pages. RS_NO_MEMORY. */
 rs_status dry_open(const rs_rates *rates, virtual_clock *clock, device **out);
 
-/* Seconds of a product of a [rows, cols] matrix with so many tokens, without the launch. */
+/* Seconds of a product of a [rows, cols] matrix with so many tokens, without the launch and making tokens ready. */
 double dry_product_s(const rs_rates *r, format f, size_t rows, size_t cols, size_t tokens);
 
 /* Seconds that `rows` queries a KV head take for one byte of K or V. */

@@ -263,8 +263,9 @@ enum {
 #define RS_QUERIES_AT                                                                                                  \
     { 1, 4, 16 }
 
-/* An operation takes its launch and then the longer of bytes / bandwidth and operations / peak. Rates that are 0 are
- * not known: of a weight format, another one's stands in. */
+/* An operation takes its launch and then the longer of bytes / bandwidth and operations / peak; products take what
+ * comes with their shape besides. Rates that are 0 are not known and cost nothing; of a weight format, the slowest one
+ * known stands in. */
 typedef struct rs_rates {
     double read_bytes_per_s;                              /* from memory, at best */
     double small_s;                                       /* launch of an operation on a few thousand values, */
@@ -273,6 +274,9 @@ typedef struct rs_rates {
     double weights_bytes_per_s[RS_WEIGHT_FORMATS];        /* a matrix times one token */
     double weights_few_flop_per_s[RS_WEIGHT_FORMATS];     /* times a few tokens */
     double weights_many_flop_per_s[RS_WEIGHT_FORMATS];    /* times many */
+    double rows_per_s;                                    /* besides: ends of sums, times a few tokens, */
+    double outputs_per_s;                                 /* times many; */
+    double inputs_per_s;                                  /* and the many's values made ready for it */
     double attend_bytes_per_s[RS_KV_FORMATS][RS_QUERIES]; /* KV that one token's queries meet */
     double attend_many_flop_per_s[RS_KV_FORMATS];         /* a prompt's rows: queries times keys, and values */
 } rs_rates;
@@ -399,7 +403,8 @@ typedef struct rs_cluster_options {
 rs_status rs_cluster_open(const rs_model *model, const rs_cluster_options *options, rs_cluster **out);
 
 /* What its machines say of themselves, in the order in which ranks are given to them, and their links, which this
- * measures (a second or so). *known: all of them said it. RS_PEER_LOST, RS_PEER_LATE, RS_NO_MEMORY. */
+ * measures (a second or so). *known: all of them said it; else nothing is measured, and *out not set. RS_PEER_LOST,
+ * RS_PEER_LATE, RS_NO_MEMORY. */
 rs_status rs_cluster_measure(rs_cluster *cluster, rs_machines *out, bool *known);
 
 /* After every engine on it. The other machines return from rs_cluster_join. */

@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "comm/dry_comm.h"
 #include "device/dry.h"
@@ -47,6 +48,17 @@ static rs_parts parts_of(const double costs[COSTS]) {
 
 /* ---- What a rank runs on ---- */
 
+/* Products by matrices of the rank's own: each thread does what it does alone, as far as the memory has it. (All
+ * threads on one matrix meet at its end, and read it in turns, which is slower than matrices apart: on two cores by a
+ * third.) */
+static void own_products(rs_rates *out, const rs_machine *m, uint32_t threads, uint32_t busy) {
+    double turns = fmin(1, (double)m->threads / busy), read = m->all.read_bytes_per_s * threads / busy;
+    out->rows_per_s = m->one.rows_per_s * threads * turns;
+    for (int i = 0; i < RS_WEIGHT_FORMATS; i++) {
+        out->weights_bytes_per_s[i] = fmin(m->one.weights_bytes_per_s[i] * threads * turns, read);
+    }
+}
+
 /* The rates of `threads` threads of a machine of which `busy` work at once: a thread is no faster than alone, and all
  * of them are no faster than the machine. */
 static rs_rates rates_share(const rs_machine *m, uint32_t threads, uint32_t busy) {
@@ -60,15 +72,27 @@ static rs_rates rates_share(const rs_machine *m, uint32_t threads, uint32_t busy
         rate[i] = all[i] * threads / busy;
         if (one[i] > 0) rate[i] = fmin(rate[i], one[i] * threads);
     }
+    if (threads < m->threads && m->one.rows_per_s > 0 && m->all.read_bytes_per_s > 0) {
+        own_products(&out, m, threads, busy);
+    }
     return out;
 }
 
-/* Ranks of one process share its machine's threads; in a pipeline only one of them works at a time. */
+/* Ranks of one process share its machine's threads; in a pipeline only one of them works at a time. More threads than
+ * those take turns: in the short operations of a token the third of three on two cores begins when the others are done;
+ * in the long ones of a prompt all get their part of the time. */
 static rs_rates rates_here(const rs_plan *p, const rs_machine *m, uint32_t rank) {
     uint32_t threads = rank_threads(&p->options, rank), busy = 0;
     for (uint32_t r = 0; r < p->sharding.ranks; r++) busy += rank_threads(&p->options, r);
     if (p->sharding.split == RS_SPLIT_PP) busy = threads;
-    return rates_share(m, threads, busy > m->threads ? busy : m->threads);
+    rs_rates fair = rates_share(m, threads, busy);
+    if (busy <= m->threads) return fair;
+    rs_rates out = rates_share(m, threads, (busy + m->threads - 1) / m->threads * m->threads);
+    memcpy(out.weights_many_flop_per_s, fair.weights_many_flop_per_s, sizeof out.weights_many_flop_per_s);
+    memcpy(out.attend_many_flop_per_s, fair.attend_many_flop_per_s, sizeof out.attend_many_flop_per_s);
+    out.outputs_per_s = fair.outputs_per_s;
+    out.inputs_per_s = fair.inputs_per_s;
+    return out;
 }
 
 static rs_link link_between(const price *p, const rs_machines *c, const uint32_t *machine, uint32_t from, uint32_t to) {

@@ -6,27 +6,32 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/clock.h"
 #include "comm/local.h"
 
 enum {
-    REPEATS = 5, /* of a measurement, of which the median counts */
+    REPEATS = 15, /* of a measurement, of which the fastest counts: other programs only ever slow one down */
     HEAD_DIM = 128,
     KV_HEADS = 4,
-    QUERIES_MOST = 16, /* per KV head */
-    ROWS_MANY = 128,   /* of a prompt, to attend */
+    QUERIES_MOST = 16,       /* per KV head */
+    ATTEND_BYTES = 16 << 20, /* of KV that a token's queries meet at once */
+    ROWS_MANY = 128,         /* of a prompt, to attend */
     PAGES_MANY = 32,
     TOKENS_MANY = 256, /* of a prompt, to multiply */
+    LAUNCH_ROWS = 256,
+    LAUNCH_COLS = 1024,
     COLS = 4096,
     ROWS = 2048,
+    OUTPUTS = 8192, /* rows of the tallest matrix times many tokens */
     LINK_ROUNDS = 2000,
-    LINK_BYTES = 8192,
+    LINK_BYTES = 256,
     LINK_LARGE_ROUNDS = 20,
     LINK_LARGE_BYTES = 4 << 20,
     FILL = 0x3C /* every byte: as a half, a float, a scale or a code it is an ordinary number */
 };
-static const double repeat_s = 0.015; /* about; of each repetition */
+static const double repeat_s = 0.004; /* about; of each repetition: a time slice, so that some meet no other program */
 static const double DEADLINE_S = 60;
 
 /* Those that files have most; an unknown one's rate is taken from these (device/dry.c). */
@@ -63,7 +68,9 @@ static void run_product(bench *b, size_t turn) {
 }
 
 static void run_attend(bench *b, size_t turn) {
-    (void)turn;
+    size_t one = page_bytes(b->attend.kv, KV_HEADS, HEAD_DIM), n = b->attend.n_pages;
+    uint8_t *place = b->memory + turn % (b->bytes / (n * one)) * n * one;
+    for (size_t i = 0; i < n; i++) b->pages[i].data = place + i * one;
     b->d->ops->attend_begin(b->d, b->attend.state, b->attend.rows, b->attend.heads, HEAD_DIM);
     b->d->ops->attend(b->d, &b->attend);
 }
@@ -75,14 +82,9 @@ static void run_norm(bench *b, size_t turn) {
 
 /* ---- Timing ---- */
 
-static int compare(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-/* Median seconds of one run. */
+/* Seconds of one run. */
 static double time_runs(bench *b, void (*run)(bench *b, size_t turn)) {
-    double seconds[REPEATS];
+    double best_s = INFINITY;
     size_t turn = 0, times = 1;
     run(b, turn++);
     for (double took_s = 0; took_s < repeat_s / 4; times *= 2) { /* how many fill a repetition */
@@ -95,10 +97,9 @@ static double time_runs(bench *b, void (*run)(bench *b, size_t turn)) {
     for (int r = 0; r < REPEATS; r++) {
         double begun_s = clock_s();
         for (size_t i = 0; i < times; i++) run(b, turn++);
-        seconds[r] = (clock_s() - begun_s) / (double)times;
+        best_s = fmin(best_s, (clock_s() - begun_s) / (double)times);
     }
-    qsort(seconds, REPEATS, sizeof *seconds, compare);
-    return seconds[REPEATS / 2];
+    return best_s;
 }
 
 static double rate(const bench *b, double work, double seconds) {
@@ -113,20 +114,44 @@ static double time_product(bench *b, format f, size_t rows, size_t cols, size_t 
     return time_runs(b, run_product);
 }
 
+/* What is left of a product in cache when its work is taken off, which twice as many rows have twice. */
+static double time_launch(bench *b) {
+    size_t bytes = b->bytes;
+    b->bytes = 2 * LAUNCH_ROWS * format_bytes(FORMAT_Q8_0, LAUNCH_COLS); /* always the same rows */
+    double once_s = time_product(b, FORMAT_Q8_0, LAUNCH_ROWS, LAUNCH_COLS, 1);
+    double twice_s = time_product(b, FORMAT_Q8_0, 2 * LAUNCH_ROWS, LAUNCH_COLS, 1);
+    b->bytes = bytes;
+    return fmax(2 * once_s - twice_s, once_s / 10);
+}
+
+/* What rows, outputs and inputs cost beside bytes and operations: by a narrow matrix as small models have them, and by
+ * others that are taller, or of few rows. */
+static void measure_shapes(bench *b, rs_rates *r) {
+    const size_t narrow = 576, tall = 16, rows = 1024, cols = COLS / 2, few_rows = 64, many = TOKENS_MANY;
+    const format f = FORMAT_Q8_0;
+    double narrow_s = time_product(b, f, rows, narrow, 1);
+    double read_s = (double)rows * (double)format_bytes(f, narrow) / r->weights_bytes_per_s[f];
+    r->rows_per_s = (double)rows / fmax(narrow_s - b->launch_s - read_s, narrow_s / 100);
+    double wide_s = time_product(b, f, rows, cols, many);
+    double tall_s = time_product(b, f, rows * tall / 2, cols / tall * 2, many);
+    r->outputs_per_s = (double)(rows * (tall / 2 - 1) * many) / fmax(tall_s - wide_s, tall_s / 100);
+    double small_s = time_product(b, f, few_rows, COLS, many), outputs = (double)(few_rows * many);
+    double rest_s = b->launch_s + 2 * outputs * COLS / r->weights_many_flop_per_s[f] + outputs / r->outputs_per_s;
+    r->inputs_per_s = (double)COLS * many / fmax(small_s - rest_s, small_s / 100);
+}
+
 static double time_norm(bench *b, size_t rows, size_t cols) {
     b->rows = rows;
     b->cols = cols;
     return time_runs(b, run_norm);
 }
 
-/* `rows` rows with so many queries a KV head attend to as many pages as there is memory for, or to `n_pages`. */
+/* `rows` rows with so many queries a KV head attend to n_pages, or for 0 to ATTEND_BYTES of them. */
 static double time_attend(bench *b, rs_kv_format kv, size_t rows, size_t queries, size_t n_pages, double *bytes) {
     kv_type type = {kv, kv};
-    size_t one = page_bytes(type, KV_HEADS, HEAD_DIM), most = b->bytes / one;
-    if (n_pages == 0 || n_pages > most) n_pages = most;
-    for (size_t i = 0; i < n_pages; i++) {
-        b->pages[i] = (page_ref){b->memory + i * one, (int32_t)(i * PAGE_TOKENS), PAGE_TOKENS};
-    }
+    size_t one = page_bytes(type, KV_HEADS, HEAD_DIM);
+    if (n_pages == 0) n_pages = ATTEND_BYTES / one;
+    for (size_t i = 0; i < n_pages; i++) b->pages[i] = (page_ref){NULL, (int32_t)(i * PAGE_TOKENS), PAGE_TOKENS};
     for (size_t i = 0; i < rows; i++) b->position[i] = (int32_t)(n_pages * PAGE_TOKENS);
     b->attend = (attend_args){.q = b->q,
                               .position = b->position,
@@ -180,14 +205,25 @@ static rs_status measure_attention(bench *b, rates_tick tick, void *user, rs_rat
     return RS_OK;
 }
 
+/* Fills memory anew, in pages as small as those of a mapped file, where weights lie, or huge, as those of KV: what a
+ * page costs besides its bytes shows in the rates. */
+static void fill(const bench *b, int advice) {
+    madvise(b->memory, b->bytes, MADV_DONTNEED);
+    madvise(b->memory, b->bytes, advice);
+    memset(b->memory, FILL, b->bytes);
+}
+
 static rs_status measure_all(bench *b, rates_tick tick, void *user, rs_rates *out) {
     rs_rates r = {0};
+    fill(b, MADV_NOHUGEPAGE);
     r.small_s = time_norm(b, 1, COLS / 4);
-    r.launch_s = b->launch_s = time_product(b, FORMAT_Q8_0, 64, 64, 1);
+    r.launch_s = b->launch_s = time_launch(b);
     double vectors_s = time_norm(b, TOKENS_MANY, COLS);
     r.vector_bytes_per_s = 2.0 * TOKENS_MANY * COLS * sizeof(float) / fmax(vectors_s - b->launch_s, vectors_s / 10);
     RS_TRY(ask(tick, user));
     RS_TRY(measure_products(b, tick, user, &r));
+    measure_shapes(b, &r);
+    fill(b, MADV_HUGEPAGE);
     RS_TRY(measure_attention(b, tick, user, &r));
     *out = r;
     return RS_OK;
@@ -199,7 +235,7 @@ static void layout(bench *b, cpu_buffers *buffers, arena *a, const kernels *k, s
     device_limits limits = {TOKENS_MANY, COLS, heads, KV_HEADS, HEAD_DIM};
     cpu_layout(buffers, a, k, &limits, threads);
     b->x = arena_take(a, (size_t)TOKENS_MANY * COLS, f);
-    b->y = arena_take(a, (size_t)TOKENS_MANY * COLS, f);
+    b->y = arena_take(a, (size_t)TOKENS_MANY * OUTPUTS, f);
     b->q = arena_take(a, ROWS_MANY * heads * HEAD_DIM, f);
     b->out = arena_take(a, ROWS_MANY * heads * HEAD_DIM, f);
     b->max = arena_take(a, ROWS_MANY * heads, f);
@@ -213,11 +249,10 @@ rs_status rates_measure(const kernels *k, const topology *t, size_t threads, uin
     bench b = {.memory = memory, .bytes = bytes};
     cpu_buffers buffers;
     arena sizes = {0};
-    b.pages_max = bytes / page_bytes((kv_type){RS_KV_Q4_0, RS_KV_Q4_0}, KV_HEADS, HEAD_DIM) + 1;
+    b.pages_max = ATTEND_BYTES / page_bytes((kv_type){RS_KV_Q4_0, RS_KV_Q4_0}, KV_HEADS, HEAD_DIM);
     layout(&b, &buffers, &sizes, k, threads);
     RS_TRY(arena_map(&b.working, sizes.used));
     layout(&b, &buffers, &b.working, k, threads);
-    memset(memory, FILL, bytes);
     for (size_t i = 0; i < (size_t)TOKENS_MANY * COLS; i++) b.x[i] = (float)(i % 17) / 16 - 0.5f;
     for (size_t i = 0; i < (size_t)ROWS_MANY * KV_HEADS * QUERIES_MOST * HEAD_DIM; i++) b.q[i] = (float)(i % 13) / 128;
     rs_status status = pool_open(threads, t, 0, &b.pool);
@@ -289,7 +324,6 @@ rs_status rates_measure_link(const topology *t, uint32_t ranks, rs_link *out) {
     double small_s, large_s;
     RS_TRY(time_exchange(t, ranks, LINK_BYTES, LINK_ROUNDS, &small_s));
     RS_TRY(time_exchange(t, ranks, LINK_LARGE_BYTES, LINK_LARGE_ROUNDS, &large_s));
-    double peers = ranks - 1, bytes_per_s = peers * LINK_LARGE_BYTES / fmax(large_s - small_s, 1e-9);
-    *out = (rs_link){fmax(small_s - peers * LINK_BYTES / bytes_per_s, small_s / 10), bytes_per_s};
+    *out = (rs_link){small_s, (ranks - 1.0) * LINK_LARGE_BYTES / fmax(large_s - small_s, large_s / 10)};
     return RS_OK;
 }

@@ -30,6 +30,7 @@ typedef struct search {
     uint32_t order[RS_RANKS_MAX];   /* machines, fastest first */
     double weights_s[RS_RANKS_MAX]; /* of each machine in this order: to read all weights, */
     double kv_byte_s[RS_RANKS_MAX]; /* and for a byte of K and one of V */
+    bool uneven;                    /* they differ in that */
 } search;
 
 /* Whose share shrinks first on a machine without room. */
@@ -77,21 +78,11 @@ static void order_machines(search *s) {
         const rs_machine *m = &s->machines->machine[s->order[i]];
         s->weights_s[i] = all_weights_s(s->model, m);
         s->kv_byte_s[i] = kv_byte_s(s, m);
+        s->uneven = s->uneven || s->weights_s[i] != s->weights_s[0] || s->kv_byte_s[i] != s->kv_byte_s[0];
     }
 }
 
 /* ---- Memory ---- */
-
-/* A rank on a machine of its own keeps its slices, and all embeddings unless it gets rows from the rank before it. */
-static uint64_t weights_held(const rs_plan *p, uint32_t rank) {
-    const weights *w = p->view.w;
-    uint64_t bytes = sharding_weight_bytes(&p->sharding, p->view.h, w, rank);
-    if (p->sharding.split == RS_SPLIT_PP && rank > 0) return bytes;
-    if (w->output.data == w->embedding.data) {
-        bytes -= (uint64_t)range_count(p->sharding.of[rank].vocab) * w->output.row_bytes;
-    }
-    return bytes + (uint64_t)w->embedding.rows * w->embedding.row_bytes;
-}
 
 static uint64_t room_of(const search *s, const rs_price *c, uint32_t rank) {
     return s->machines->machine[c->machine[rank]].memory_bytes;
@@ -106,7 +97,8 @@ static void take_stock(const search *s, const rs_plan *p, rs_price *c) {
         const rs_plan_rank *have = &p->ranks[r];
         uint64_t buffers = have->activations + have->wire;
         c->kv[r] = have->kv;
-        c->weights[r] = s->machines->local ? have->weights : weights_held(p, r);
+        c->weights[r] =
+            s->machines->local ? have->weights : have->slices + p->info.weights; /* and the rest of the file */
         c->held[r] = buffers + have->kv;
         if (s->machines->local) continue;
         c->held[r] += c->weights[r] + p->info.tables + s->program;
@@ -215,11 +207,11 @@ static rs_status add(search *s, const rs_price *c) {
     return RS_OK;
 }
 
-static rs_status try_candidate(search *s, rs_price *c, relief first, bool *moved) {
+/* Prices a candidate and lists it. `again`: only where shares were moved another way than the first time, and fit. */
+static rs_status try_candidate(search *s, rs_price *c, relief first, bool again, bool *moved) {
     rs_plan *plan = NULL;
     rs_status status = fit(s, c, first, moved, &plan);
-    /* Twice the same where nothing had to move. */
-    if (status == RS_OK && (first == PAGES_FIRST || *moved)) {
+    if (status == RS_OK && (!again || (*moved && c->fits))) {
         status = price_tokens(s, plan, c);
         if (status == RS_OK) status = add(s, c);
     }
@@ -253,12 +245,11 @@ static rs_status try_split(search *s, rs_split split, uint32_t ranks) {
             c.options.shares[r] = 1 / s->kv_byte_s[r];
             c.options.weight_shares[r] = 1 / s->weights_s[r];
         }
-        if (by_speed && split == RS_SPLIT_PP && first == WEIGHTS_FIRST) {
-            fill_fastest_first(s, &c, ranks, c.options.weight_shares);
-        }
-        RS_TRY(try_candidate(s, &c, (relief)first, &moved));
-        bool again = moved || split == RS_SPLIT_PP;
-        if (!again || !by_speed || ranks == 1) break;
+        bool fills = by_speed && split == RS_SPLIT_PP && first == WEIGHTS_FIRST && s->uneven;
+        if (fills) fill_fastest_first(s, &c, ranks, c.options.weight_shares);
+        RS_TRY(try_candidate(s, &c, (relief)first, first == WEIGHTS_FIRST && !fills, &moved));
+        bool once = !moved && !(split == RS_SPLIT_PP && s->uneven);
+        if (once || !by_speed || ranks == 1) break;
     }
     return RS_OK;
 }
@@ -296,7 +287,7 @@ static int compare(const void *a, const void *b) {
 static rs_status choose_chunk(const search *s, rs_price *best) {
     uint32_t most = s->given.chunk > 0 || s->machines->local ? best->options.chunk : CHUNK_MOST;
     double best_s = INFINITY;
-    for (uint32_t chunk = best->options.chunk; chunk <= most || chunk == best->options.chunk; chunk *= 2) {
+    for (uint32_t chunk = best->options.chunk;; chunk *= 2) {
         rs_price c = *best;
         rs_plan *plan;
         price *p = NULL;
@@ -315,7 +306,7 @@ static rs_status choose_chunk(const search *s, rs_price *best) {
         }
         rs_plan_free(plan);
         RS_TRY(status);
-        if (chunk > most / 2) break;
+        if (chunk > most / 2 || chunk >= best->options.context) break;
     }
     return RS_OK;
 }
@@ -359,7 +350,7 @@ static rs_status try_formats(search *s) {
         if (quantised && s->model->h.head_dim % 32 != 0) continue;
         c.options.kv_k = c.options.kv_v = (rs_kv_format)kv;
         memcpy(c.machine, s->list[0].machine, sizeof c.machine);
-        RS_TRY(try_candidate(s, &c, PAGES_FIRST, &moved));
+        RS_TRY(try_candidate(s, &c, PAGES_FIRST, false, &moved));
     }
     return RS_OK;
 }
