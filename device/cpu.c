@@ -10,6 +10,7 @@
 
 enum {
     ATTEND_ROWS = 96, /* query rows (tokens x group) that share one expanded page: q and out stay in L2 */
+    ATTEND_RUN = 16,  /* pages that all blocks of rows see before any sees the next, so that most find them in cache */
     SPLIT_TOKENS = 4, /* with so few tokens, attention is split over the pages too */
     SPLIT_PARTS = 64, /* into at most this many parts */
     SPLIT_PAGES = 8,  /* of at least this many pages, */
@@ -429,20 +430,12 @@ static void split_pages(attend_job *j, attend_state *states) {
     j->states = states;
 }
 
-static void attend(device *d, const attend_args *a) {
-    cpu *c = (cpu *)d;
-    if (a->rows == 0 || a->heads == 0 || a->n_pages == 0) return;
+/* Few tokens: over parts of the page list, merged in order. */
+static void attend_parts(attend_job j) {
+    const attend_args *a = j.a;
+    const cpu *c = j.c;
     attend_state whole = a->state, states[SPLIT_PARTS];
-    size_t group = a->heads / a->kv_heads;
-    attend_job j = {.c = c,
-                    .a = a,
-                    .group = group,
-                    .block = block_tokens(group),
-                    .parts = 1,
-                    .part_pages = a->n_pages,
-                    .states = &whole};
-    j.blocks = (a->rows + j.block - 1) / j.block;
-    if (a->rows <= SPLIT_TOKENS) split_pages(&j, states);
+    split_pages(&j, states);
     pool_run(c->pool, attend_item, &j, a->kv_heads * j.blocks * j.parts);
     if (j.parts <= 1) return;
     for (size_t row = 0; row < a->rows * a->heads; row++) {
@@ -450,6 +443,37 @@ static void attend(device *d, const attend_args *a) {
             c->k->merge(&whole.max[row], &whole.sum[row], whole.out + row * a->head_dim, states[i].max[row],
                         states[i].sum[row], states[i].out + row * a->head_dim, a->head_dim);
         }
+    }
+}
+
+/* Many tokens: a run of pages after another. */
+static void attend_runs(attend_job j) {
+    attend_args run = *j.a;
+    size_t pages = run.n_pages, most = j.blocks > 1 ? ATTEND_RUN : pages;
+    j.a = &run;
+    for (size_t first = 0; first < pages; first += most) {
+        j.part_pages = run.n_pages = size_min(most, pages - first);
+        pool_run(j.c->pool, attend_item, &j, run.kv_heads * j.blocks);
+        run.pages += run.n_pages;
+    }
+}
+
+static void attend(device *d, const attend_args *a) {
+    if (a->rows == 0 || a->heads == 0 || a->n_pages == 0) return;
+    attend_state whole = a->state;
+    size_t group = a->heads / a->kv_heads, block = block_tokens(group);
+    attend_job j = {.c = (cpu *)d,
+                    .a = a,
+                    .group = group,
+                    .block = block,
+                    .blocks = (a->rows + block - 1) / block,
+                    .parts = 1,
+                    .part_pages = a->n_pages,
+                    .states = &whole};
+    if (a->rows <= SPLIT_TOKENS) {
+        attend_parts(j);
+    } else {
+        attend_runs(j);
     }
 }
 

@@ -273,6 +273,9 @@ rs_status rs_cluster_measure(rs_cluster *c, rs_machines *out, bool *known) {
     size_t pairs = (size_t)c->machines * c->machines;
     ucx_comm *u = NULL;
     RS_TRY(cluster_verdict(c));
+    *known = true;
+    for (uint32_t i = 0; i < c->machines; i++) *known = *known && c->machine[i].known;
+    if (!*known) return RS_OK;
     words_address *list = calloc(c->machines, sizeof *list);
     rs_link *links = calloc(pairs, sizeof *links);
     rs_status status = list != NULL && links != NULL ? RS_OK : status_fail(RS_NO_MEMORY, "no memory to measure links");
@@ -280,12 +283,10 @@ rs_status rs_cluster_measure(rs_cluster *c, rs_machines *out, bool *known) {
     if (status == RS_OK && c->machines > 1) status = measure_links(c, u, list, links);
     ucx_close(u);
     if (status == RS_OK) {
-        *known = true;
         memset(out, 0, sizeof *out);
         out->count = c->machines;
         out->led = true;
         for (uint32_t i = 0; i < c->machines; i++) {
-            *known = *known && c->machine[i].known;
             out->machine[i] = c->machine[i].is;
             snprintf(out->machine[i].name, sizeof out->machine[i].name, "%.47s", c->machine[i].host);
             for (uint32_t k = 0; k < c->machines; k++) out->link[i][k] = links[i * c->machines + k];

@@ -45,7 +45,8 @@ static json_t *hex_json(const void *data, size_t bytes) {
 
 static bool read_hex(const json_t *value, void *data, size_t room, size_t *bytes) {
     const char *hex = json_string_value(value), *end;
-    return hex != NULL && sodium_hex2bin(data, room, hex, strlen(hex), NULL, bytes, &end) == 0 && *end == 0;
+    return hex != NULL && sodium_hex2bin(data, room, hex, strlen(hex), NULL, bytes, &end) == 0 && *end == 0 &&
+           *bytes > 0;
 }
 
 /* ---- Hello, welcome ---- */

@@ -403,7 +403,8 @@ typedef struct rs_cluster_options {
 rs_status rs_cluster_open(const rs_model *model, const rs_cluster_options *options, rs_cluster **out);
 
 /* What its machines say of themselves, in the order in which ranks are given to them, and their links, which this
- * measures (a second or so). *known: all of them said it. RS_PEER_LOST, RS_PEER_LATE, RS_NO_MEMORY. */
+ * measures (a second or so). *known: all of them said it; else nothing is measured, and *out not set. RS_PEER_LOST,
+ * RS_PEER_LATE, RS_NO_MEMORY. */
 rs_status rs_cluster_measure(rs_cluster *cluster, rs_machines *out, bool *known);
 
 /* After every engine on it. The other machines return from rs_cluster_join. */
