@@ -16,6 +16,43 @@ static void add_row(table_text *table, const rs_probe *p, const char *name, cons
     }
 }
 
+/* A row for each format that one of the three objects of `rates` knows; of a list of rates the first. */
+static void print_rates(json_t *rates, const char *title, const char *const *keys, const char *const *units,
+                        size_t count) {
+    table_text *table = calloc(1, sizeof *table);
+    const char *format;
+    json_t *first, *value;
+    if (table == NULL) return;
+    table->columns = 1 + count;
+    output_cell(table, "%s", title);
+    for (size_t i = 0; i < count; i++) output_cell(table, "%s", units[i]);
+    json_object_foreach(json_object_get(rates, keys[0]), format, first) {
+        output_cell(table, "%s", format);
+        for (size_t i = 0; i < count; i++) {
+            value = json_object_get(json_object_get(rates, keys[i]), format);
+            output_cell(table, "%.1f",
+                        json_number_value(json_is_array(value) ? json_array_get(value, 0) : value) / 1e9);
+        }
+    }
+    putchar('\n');
+    output_table(table, stdout);
+    free(table);
+}
+
+/* What the planner takes: the engine's own operations, all threads together. */
+static void print_operations(const rs_machine *m) {
+    static const char *const weights[] = {"weights_bytes_per_s", "weights_few_flop_per_s", "weights_many_flop_per_s"};
+    static const char *const weights_units[] = {"1 token GB/s", "8 tokens GFLOP/s", "256 tokens GFLOP/s"};
+    static const char *const attend[] = {"attend_bytes_per_s", "attend_many_flop_per_s"};
+    static const char *const attend_units[] = {"1 token GB/s", "128 tokens GFLOP/s"};
+    json_t *machine = machine_json(m), *rates = json_object_get(machine, "rates");
+    print_rates(rates, "weights", weights, weights_units, 3);
+    print_rates(rates, "attention", attend, attend_units, 2);
+    printf("\nan exchange between ranks takes %.1f us with a core each, %.1f us with less\n", 1e6 * m->local.latency_s,
+           1e6 * m->crowded.latency_s);
+    json_decref(machine);
+}
+
 static int print_text(const rs_probe *p, const char *path) {
     table_text *table = calloc(1, sizeof *table);
     if (table == NULL) return output_refuse("no memory for the table");
@@ -43,6 +80,7 @@ static int print_text(const rs_probe *p, const char *path) {
             "\nThe threads ran %.0f %% of the time: other programs are busy, so the machine can do more than this.\n",
             100 * p->cpu_share);
     }
+    print_operations(&p->machine);
     printf("\nA copy counts bytes read and bytes written; a multiply-add is 2 operations. The spread is that\n"
            "from the slowest to the fastest repetition.\n\nstored in %s\n",
            path);

@@ -20,6 +20,9 @@ set(environment
   RINGSPAN_MODELS=${CMAKE_SOURCE_DIR}/models
   PYTHONDONTWRITEBYTECODE=1
   UBSAN_OPTIONS=print_stacktrace=1)
+if(RINGSPAN_SANITIZE STREQUAL thread)
+  list(APPEND environment UCX_MEM_EVENTS=no)   # Its hooks of madvise run in threads that the sanitizer has forgotten.
+endif()
 # The timeouts guard against hangs alone: a loaded machine is no failure.
 function(check_test name timeout_s labels)
   add_test(NAME ${name} COMMAND ${ARGN} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})

@@ -183,6 +183,33 @@ static void test_packed_slices_change_nothing(void **unused) {
     }
 }
 
+/* A rank without weights gives its part of the attention, and in a prompt computes its rows with the others' slices. */
+static void test_ranks_may_keep_kv_only(void **unused) {
+    (void)unused;
+    static float expected[WAYS][VOCAB], got[WAYS][VOCAB];
+    static const double weight_shares[][3] = {{0, 1, 1}, {2, 0, 1}, {0, 1, 0}};
+    int32_t tokens[PROMPT];
+    random_tokens(tokens, PROMPT, 43);
+    for (int m = 0; m < MODELS; m++) {
+        rs_options alone = options_of(1, RS_SPLIT_AUTO, 1);
+        run r = begin(models[m], &alone);
+        eval_ways(&r, tokens, expected);
+        end(&r);
+        for (int i = 0; i < 6; i++) {
+            rs_options o = options_of(3, RS_SPLIT_R4, 2);
+            memcpy(o.weight_shares, weight_shares[i / 2], sizeof weight_shares[0]);
+            r = begin_as(models[m], &o, i % 2 == 1);
+            eval_ways(&r, tokens, got);
+            for (int k = 0; k < 3; k++) {
+                const rs_plan_rank *planned = &r.engine->plan->ranks[k];
+                assert_true(planned->pages > 0 && (planned->weights > 0) == (o.weight_shares[k] > 0));
+            }
+            end(&r);
+            for (int way = 0; way < WAYS; way++) assert_close(got[way], expected[way], CLOSE_F16);
+        }
+    }
+}
+
 /* The memory taken is the memory planned, to the byte. */
 static void test_plans_are_what_is_taken(void **unused) {
     (void)unused;
@@ -501,6 +528,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ranks_and_threads_change_nothing),
         cmocka_unit_test(test_packed_slices_change_nothing),
+        cmocka_unit_test(test_ranks_may_keep_kv_only),
         cmocka_unit_test(test_plans_are_what_is_taken),
         cmocka_unit_test(test_queries_or_pages_travel),
         cmocka_unit_test(test_uneven_ranks_sum_in_the_same_pieces),

@@ -129,6 +129,17 @@ def test_command_runs_where_it_is_installed(prefix):
     assert version() in run(prefix / "bin" / "ringspan", "--version")
 
 
+def test_profiles_are_found_by_name_where_they_are_installed(prefix, tmp_path):
+    installed = {path.name for path in (prefix / "share" / "ringspan" / "profiles").glob("*.json")}
+    assert installed == {path.name for path in (ROOT / "profiles").glob("*.json")} and "m4-max.json" in installed
+    if not MODEL.exists():
+        pytest.skip("models/ lacks smollm2-135m (tools/fetch-model)")
+    moved = tmp_path / "moved"
+    shutil.copytree(prefix, moved, symlinks=True)
+    text = run(moved / "bin" / "ringspan", "plan", "-m", MODEL, "--ctx", "4096", "--cluster", "3x-m4-max")
+    assert "m4-max" in text and "tokens/s" in text
+
+
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.c"))
 
 
