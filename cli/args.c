@@ -338,7 +338,7 @@ static void print_help(command which, const args *initial) {
             "and stores it for 'ringspan plan' in $XDG_CACHE_HOME/ringspan/machine.json, or in ~/.cache.",
         [COMMAND_JOIN] =
             "join HEAD:PORT [flags]\n\n"
-            "Adds this machine to the cluster of a head (ringspan run or bench with --hosts) as one rank, and\n"
+            "Adds this machine to the cluster of a head (run, bench, plan or probe with --hosts) as one rank, and\n"
             "serves it until it leaves. Without -m the head sends what this rank needs of the model.",
     };
     printf("Usage: ringspan %s\n", about[which]);

@@ -83,7 +83,8 @@ int hosts_measure(rs_cluster *cluster, rs_machines *out) {
 /* Fills in what the planner finds fastest. */
 static int search_plan(const args *a, const rs_model *model, forecast *f, rs_options *options) {
     rs_options wanted = *options;
-    wanted.memory_limit = 0; /* each machine said its own */
+    if (options->memory_limit > 0) f->cluster.machine[0].memory_bytes = options->memory_limit;
+    wanted.memory_limit = 0; /* the others said theirs */
     int code = forecast_make(f, model, &wanted, &(number_list){1, {0}});
     if (code != 0) return code;
     const rs_options *best = &f->list[0].options;

@@ -80,10 +80,10 @@ void cluster_lost(void *cluster, peer *p, rs_status status, const char *why) {
     char text[STATUS_TEXT_MAX];
     uint32_t i = 0;
     pthread_mutex_lock(&c->lock);
-    uint32_t machines = c->machines;
+    while (i < c->machines && c->machine[i].peer != p) i++;
+    bool known = i < c->machines; /* else it was never let in */
     pthread_mutex_unlock(&c->lock);
-    while (i < machines && c->machine[i].peer != p) i++;
-    if (i == machines) return; /* It was never let in. */
+    if (!known) return;
     if (c->listener < 0) {
         snprintf(text, sizeof text, "the head (%s): %.400s", c->machine[i].host, why);
     } else {
