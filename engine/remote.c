@@ -143,8 +143,8 @@ rs_status remote_slices(rank *r) {
             most = size_max(most, run_bytes(&m->w->layers[layer], m->h, s, RUN_Q));
         }
     }
-    if (most == 0) return RS_OK;
-    uint8_t *run = malloc(most); /* while the pages, which the plan counts, have not been taken yet */
+    /* While the pages, which the plan counts, have not been taken yet. A rank may have an output slice and no layer. */
+    uint8_t *run = malloc(size_max(most, 1));
     if (run == NULL) return status_fail(RS_NO_MEMORY, "no memory for a layer's slice of %zu bytes", most);
     rs_status status = RS_OK;
     for (uint32_t p = 1; p < r->c->ranks && status == RS_OK; p++) {

@@ -109,7 +109,7 @@ BROKEN = [
     ("guard_pragma", "base/extra.h", c("#pragma once", "extra.h"), 1, "RS_BASE_EXTRA_H"),
     ("undocumented", "include/ringspan.h", public("int rs_secret(void);"), 10, "rs_secret is not documented"),
     ("too_many", "include/ringspan.h",
-     public("/* Many. */\n" + "\n".join(f"int rs_many{i}(void);" for i in range(29))), 1, "31 public functions"),
+     public("/* Many. */\n" + "\n".join(f"int rs_many{i}(void);" for i in range(35))), 1, "37 public functions"),
     ("dead_link", "docs/b.md", "A\n[b](c.md)\n", 2, "no such file"),
     ("dead_heading", "docs/b.md", "[b](a.md#b)\n", 1, "no such heading"),
     ("dead_own_heading", "docs/b.md", "# B\n\n[b](#c)\n", 3, "no such heading"),
