@@ -68,10 +68,12 @@ def run(hosts, kv, steps=GREEDY, **options):
             check(ours, logits[step], kv, f"{os.path.basename(hosts.path)} {kv} {options} after {step} tokens")
 
 
-@pytest.mark.parametrize("hosts", [2, 3, 4])
-@pytest.mark.parametrize("name", F32)
+CASES = [(name, 3) for name in F32] + [("llama-f32", 2), ("gemma3-f32", 2), ("qwen2-f32", 4), ("gemma3-f32", 4)]
+
+
+@pytest.mark.parametrize("name, hosts", CASES)
 def test_every_split(open_hosts, monkeypatch, name, hosts):
-    """One cluster opens engine after engine, in every split; three hosts see every KV format."""
+    """One cluster opens engine after engine, in every split; three hosts see every family and KV format."""
     if hosts == 2:
         monkeypatch.setenv("UCX_TLS", "tcp")
     group = open_hosts(name, hosts)
