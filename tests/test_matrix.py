@@ -106,7 +106,7 @@ def test_every_split(directory, name, kv):
     for ranks in (1, 2, 3, 4):
         for split in SPLITS if ranks > 1 else ("auto",):
             run(path, kv, ranks=ranks, split=split)
-            for chunk in (7, 64):
+            for chunk in (7, 64) if ranks in (1, 3) else (64,):  # chunks of 7 take most of the time
                 run(path, kv, steps=0, ranks=ranks, split=split, chunk=chunk)
 
 
