@@ -2,6 +2,7 @@
 #ifndef RS_BASE_CLOCK_H
 #define RS_BASE_CLOCK_H
 
+#include <pthread.h>
 #include <time.h>
 
 /* Seconds since an arbitrary start; never goes back. */
@@ -12,5 +13,8 @@ double clock_cpu_s(void);
 
 /* The CLOCK_MONOTONIC instant `seconds` (may be INFINITY) from now, for timed waits. */
 struct timespec clock_after(double seconds);
+
+/* A condition whose timed waits go by clock_after. */
+void clock_condition_init(pthread_cond_t *condition);
 
 #endif

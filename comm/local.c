@@ -159,17 +159,13 @@ rs_status local_group_open(uint32_t ranks, double deadline_s, bool roomy, local_
     memset(boxes, 0, boxes_bytes);
     g->ranks = ranks;
     g->boxes = boxes;
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     for (uint32_t r = 0; r < ranks; r++) {
         g->members[r].comm = (comm){r, ranks, deadline_s, exchange, begin, finish, abort_group};
         g->members[r].group = g;
         g->members[r].spin = spin_habit(roomy);
         pthread_mutex_init(&g->members[r].lock, NULL);
-        pthread_cond_init(&g->members[r].wake, &monotonic);
+        clock_condition_init(&g->members[r].wake);
     }
-    pthread_condattr_destroy(&monotonic);
     *out = g;
     return RS_OK;
 }

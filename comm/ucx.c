@@ -539,11 +539,7 @@ rs_status ucx_open(bool roomy, ucx_comm **out) {
     u->comm = (comm){.exchange = exchange, .begin = begin, .finish = finish, .abort = abort_group};
     u->spin = spin_habit(roomy);
     pthread_mutex_init(&u->lock, NULL);
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&u->resume, &monotonic);
-    pthread_condattr_destroy(&monotonic);
+    clock_condition_init(&u->resume);
     u->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     ucs_status_t status = u->wake_fd < 0 ? UCS_ERR_IO_ERROR : open_context(u);
     if (status == UCS_OK) status = open_worker(u);

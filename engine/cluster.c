@@ -20,12 +20,8 @@ rs_status cluster_new(const rs_cluster_options *o, rs_cluster **out) {
     if (c == NULL) return status_fail(RS_NO_MEMORY, "no memory for a cluster");
     c->options = *o;
     c->listener = -1;
-    pthread_condattr_t monotonic;
     pthread_mutex_init(&c->lock, NULL);
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&c->judged, &monotonic);
-    pthread_condattr_destroy(&monotonic);
+    clock_condition_init(&c->judged);
     c->machines = 1; /* the head */
     *out = c;
     return RS_OK;
@@ -110,17 +106,17 @@ static bool await_verdict(rs_cluster *c, double seconds) {
 }
 
 rs_status cluster_fail(rs_cluster *c, rs_status status) {
-    char why[STATUS_TEXT_MAX], text[STATUS_TEXT_MAX + 16];
+    char why[STATUS_TEXT_MAX];
     snprintf(why, sizeof why, "%s", rs_last_error());
     if (status == RS_PEER_LOST) await_verdict(c, VERDICT_S);
     judge(c, status, why);
     rs_status verdict = cluster_verdict(c);
     if (verdict == RS_OK) return status_fail(RS_PEER_LOST, "the head left in the middle of a command");
-    int n = snprintf(text, sizeof text, "%u %s", (unsigned)verdict, rs_last_error());
+    snprintf(why, sizeof why, "%s", rs_last_error());
     for (uint32_t i = 0; i < c->machines; i++) {
-        if (c->machine[i].peer != NULL) peer_send(c->machine[i].peer, PEER_FAILED, text, (size_t)n);
+        if (c->machine[i].peer != NULL) peer_send_failure(c->machine[i].peer, verdict, why);
     }
-    return status_fail(verdict, "%s", text + strcspn(text, " ") + 1);
+    return status_fail(verdict, "%s", why);
 }
 
 rs_status cluster_verdict(rs_cluster *c) {

@@ -10,8 +10,9 @@
 
 #include "engine/engine.h"
 #include "engine/peer.h"
+#include "model/partial.h"
 
-enum { CLUSTER_HOST_MAX = 64, CLUSTER_HASH_MAX = 40 };
+enum { CLUSTER_HOST_MAX = 64 };
 
 /* Longer than a machine takes to plan, to touch its memory, or to hash what it has of a model. */
 static const double CLUSTER_ANSWER_S = 120.0;
@@ -26,9 +27,10 @@ typedef struct cluster_machine {
 
 struct rs_cluster {
     rs_cluster_options options;
-    uint32_t machines; /* known here: all at the head, the head at a member */
-    uint32_t epoch;    /* of the latest engine */
-    int listener;      /* -1 at a member */
+    uint32_t machines;           /* known here: all at the head, the head at a member */
+    uint32_t epoch;              /* of the latest engine */
+    int listener;                /* -1 at a member */
+    char model[MODEL_HASH_TEXT]; /* hash of the head's; "" where it only measures */
 
     pthread_mutex_t lock; /* of all below */
     pthread_cond_t judged;

@@ -39,6 +39,8 @@ static void *rank_main(void *argument) {
 
 /* A member waits in one command until the head leaves, or its user wants to. */
 static void poll_cluster(rs_engine *e) {
+    struct timespec until = clock_after(POLL_S);
+    if (pthread_cond_timedwait(&e->finished, &e->lock, &until) == 0) return;
     pthread_mutex_unlock(&e->lock);
     cluster_poll(e->cluster);
     pthread_mutex_lock(&e->lock);
@@ -54,9 +56,11 @@ rs_status engine_run(rs_engine *e, const command *c) {
     e->generation++;
     pthread_cond_broadcast(&e->posted);
     while (e->pending > 0) {
-        struct timespec until = clock_after(POLL_S);
-        int late = pthread_cond_timedwait(&e->finished, &e->lock, &until);
-        if (late != 0 && c->kind == COMMAND_FOLLOW) poll_cluster(e);
+        if (c->kind == COMMAND_FOLLOW) {
+            poll_cluster(e);
+        } else {
+            pthread_cond_wait(&e->finished, &e->lock);
+        }
     }
     pthread_mutex_unlock(&e->lock);
     const rank *cause = NULL;
@@ -87,11 +91,7 @@ rs_status engine_new(const rs_model *model, rs_engine **out) {
     e->model = model;
     pthread_mutex_init(&e->lock, NULL);
     pthread_cond_init(&e->posted, NULL);
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&e->finished, &monotonic);
-    pthread_condattr_destroy(&monotonic);
+    clock_condition_init(&e->finished);
     *out = e;
     return RS_OK;
 }

@@ -43,12 +43,6 @@ static rs_status check_hello(const words_hello *h, const char *own_hash) {
     return RS_OK;
 }
 
-static rs_status send_text(peer *p, peer_kind kind, char *text) {
-    rs_status status = peer_send(p, kind, text, strlen(text));
-    free(text);
-    return status;
-}
-
 /* Sends a machine without the file what every rank needs of it; an empty frame ends it. */
 static rs_status send_model(rs_cluster *c, const rs_model *model, cluster_machine *m) {
     sender s = {m->peer, 0};
@@ -57,7 +51,7 @@ static rs_status send_model(rs_cluster *c, const rs_model *model, cluster_machin
     return peer_send(m->peer, PEER_BYTES, NULL, 0);
 }
 
-static rs_status greet(rs_cluster *c, const rs_model *model, const char *hash, cluster_machine *m) {
+static rs_status greet(rs_cluster *c, const rs_model *model, cluster_machine *m) {
     channel_frame f;
     words_hello hello;
     words_welcome welcome = {.file_bytes = model != NULL ? gguf_file_bytes(model->file) : 0};
@@ -67,26 +61,24 @@ static rs_status greet(rs_cluster *c, const rs_model *model, const char *hash, c
     free(f.data);
     if (status == RS_OK) {
         snprintf(m->host, sizeof m->host, "%s", hello.host);
-        status = check_hello(&hello, hash);
+        status = check_hello(&hello, c->model);
     }
     if (status != RS_OK) {
-        char words[STATUS_TEXT_MAX + 16];
-        int n = snprintf(words, sizeof words, "%u %s", (unsigned)status, rs_last_error());
-        peer_send(m->peer, PEER_FAILED, words, (size_t)n);
+        peer_send_failure(m->peer, status, rs_last_error());
         return status;
     }
     m->has_model = hello.model[0] != 0;
     m->known = hello.known;
     m->is = hello.is;
-    snprintf(welcome.model, sizeof welcome.model, "%s", hash);
-    if (gethostname(welcome.host, sizeof welcome.host - 1) != 0) welcome.host[0] = 0;
+    snprintf(welcome.model, sizeof welcome.model, "%s", c->model);
+    snprintf(welcome.host, sizeof welcome.host, "%s", c->machine[0].host);
     RS_TRY(words_write_welcome(&welcome, &text));
-    RS_TRY(send_text(m->peer, PEER_WELCOME, text));
+    RS_TRY(peer_send_text(m->peer, PEER_WELCOME, text));
     return m->has_model || model == NULL ? RS_OK : send_model(c, model, m);
 }
 
 /* Lets in whoever dials next. RS_PEER_LOST for one that was refused: others may come. */
-static rs_status admit(rs_cluster *c, const rs_model *model, const char *hash, double deadline_s) {
+static rs_status admit(rs_cluster *c, const rs_model *model, double deadline_s) {
     const rs_cluster_options *o = &c->options;
     cluster_machine *m = &c->machine[c->machines];
     char address[CHANNEL_PEER_MAX];
@@ -94,7 +86,7 @@ static rs_status admit(rs_cluster *c, const rs_model *model, const char *hash, d
     RS_TRY(channel_accept(c->listener, o->secret, o->secret_bytes, deadline_s, address, &line));
     *m = (cluster_machine){0};
     RS_TRY(peer_open(line, cluster_lost, c, &m->peer));
-    rs_status status = greet(c, model, hash, m);
+    rs_status status = greet(c, model, m);
     if (status != RS_OK) {
         char why[STATUS_TEXT_MAX];
         snprintf(why, sizeof why, "%s", rs_last_error());
@@ -110,7 +102,7 @@ static rs_status admit(rs_cluster *c, const rs_model *model, const char *hash, d
     return RS_OK;
 }
 
-static rs_status gather(rs_cluster *c, const rs_model *model, const char *hash) {
+static rs_status gather(rs_cluster *c, const rs_model *model) {
     const rs_cluster_options *o = &c->options;
     double until_s = clock_s() + (o->wait_s > 0 ? o->wait_s : INFINITY);
     while (c->machines < o->hosts) {
@@ -122,7 +114,7 @@ static rs_status gather(rs_cluster *c, const rs_model *model, const char *hash) 
                                "%u of %u machines joined within %.0f s; start 'ringspan join' on the rest", c->machines,
                                o->hosts, o->wait_s);
         }
-        rs_status status = admit(c, model, hash, fmin(left_s, 0.2));
+        rs_status status = admit(c, model, fmin(left_s, 0.2));
         if (status == RS_PEER_LOST) cluster_news(c, "%s", rs_last_error());
         if (status != RS_OK && status != RS_PEER_LOST && status != RS_PEER_LATE) return status;
     }
@@ -155,7 +147,6 @@ rs_status rs_cluster_open(const rs_model *model, const rs_cluster_options *o, rs
                            CHANNEL_SECRET_MIN);
     }
     rs_cluster *c;
-    char hash[MODEL_HASH_TEXT] = "";
     uint16_t port;
     RS_TRY(cluster_new(o, &c));
     rs_status status = channel_listen(o->address, &c->listener, &port);
@@ -165,13 +156,13 @@ rs_status rs_cluster_open(const rs_model *model, const rs_cluster_options *o, rs
         c->machine[0].known = o->machine != NULL;
         if (o->machine != NULL) c->machine[0].is = *o->machine;
         c->machine[0].is.memory_bytes = budget_limit();
-        if (model != NULL) model_hash(model, hash);
+        if (model != NULL) model_hash(model, c->model);
         const char *colon = strrchr(o->address, ':');
         int host = colon != NULL ? (int)(colon - o->address) : 0;
         cluster_news(c, "waiting for %u more machine%s: run 'ringspan join %.*s:%u' there", o->hosts - 1,
                      o->hosts == 2 ? "" : "s", host > 0 ? host : CLUSTER_HOST_MAX,
                      host > 0 ? o->address : c->machine[0].host, port);
-        status = gather(c, model, hash);
+        status = gather(c, model);
         order_machines(c);
     }
     c->options.secret = NULL; /* the caller's, and needed no more */
@@ -189,14 +180,13 @@ rs_status rs_cluster_open(const rs_model *model, const rs_cluster_options *o, rs
 /* ---- Opening an engine on all ---- */
 
 static rs_status send_plans(rs_cluster *c, const rs_engine *e) {
-    char *text, hash[MODEL_HASH_TEXT];
+    char *text;
     words_plan p = {.options = e->plan->options, .epoch = ++c->epoch};
-    model_hash(e->model, hash);
-    words_plan_hash(e->plan, hash, p.hash);
+    words_plan_hash(e->plan, c->model, p.hash);
     for (uint32_t r = 0; r < p.options.ranks; r++) p.has_model[r] = c->machine[r].has_model;
     for (p.rank = 1; p.rank < p.options.ranks; p.rank++) {
         RS_TRY(words_write_plan(&p, &text));
-        RS_TRY(send_text(c->machine[p.rank].peer, PEER_PLAN, text));
+        RS_TRY(peer_send_text(c->machine[p.rank].peer, PEER_PLAN, text));
     }
     return RS_OK;
 }
@@ -228,7 +218,7 @@ static rs_status swap_addresses(rs_cluster *c, uint32_t ranks, const ucx_comm *o
     RS_TRY(collect_addresses(c, ranks, list));
     for (uint32_t r = 1; r < ranks; r++) {
         RS_TRY(words_write_addresses(list, ranks, &text));
-        RS_TRY(send_text(c->machine[r].peer, PEER_NAMES, text));
+        RS_TRY(peer_send_text(c->machine[r].peer, PEER_NAMES, text));
     }
     for (uint32_t r = 0; r < ranks; r++) addresses[r] = (comm_part){list[r].data, list[r].bytes};
     return RS_OK;
@@ -263,7 +253,7 @@ static rs_status measure_links(rs_cluster *c, ucx_comm *u, words_address *list, 
     words_measure m = {.ranks = c->machines, .epoch = ++c->epoch};
     for (m.rank = 1; m.rank < c->machines; m.rank++) {
         RS_TRY(words_write_measure(&m, &text));
-        RS_TRY(send_text(c->machine[m.rank].peer, PEER_MEASURE, text));
+        RS_TRY(peer_send_text(c->machine[m.rank].peer, PEER_MEASURE, text));
     }
     RS_TRY(swap_addresses(c, c->machines, u, list, addresses));
     return cluster_measure_links(c, u, 0, c->machines, addresses, links);

@@ -19,9 +19,7 @@ static rs_status say_hello(rs_cluster *c, const rs_options *own, const rs_model 
     if (hello.known) hello.is = *c->options.machine;
     hello.is.memory_bytes = own->memory_limit > 0 ? own->memory_limit : budget_limit();
     RS_TRY(words_write_hello(&hello, &text));
-    rs_status status = peer_send(c->machine[0].peer, PEER_HELLO, text, strlen(text));
-    free(text);
-    return status;
+    return peer_send_text(c->machine[0].peer, PEER_HELLO, text);
 }
 
 /* The next frame of a kind from the head; its own last words where there are some. */
@@ -66,10 +64,10 @@ static rs_status fetch_model(rs_cluster *c, const words_welcome *w, rs_model **o
 /* ---- An engine ---- */
 
 /* The head's plan, made again here, must be the same and fit. */
-static rs_status check_plan(const rs_engine *e, const words_plan *w, const char *model) {
+static rs_status check_plan(const rs_cluster *c, const rs_engine *e, const words_plan *w) {
     char hash[MODEL_HASH_TEXT];
     const rs_plan_info *info = &e->plan->info;
-    words_plan_hash(e->plan, model, hash);
+    words_plan_hash(e->plan, c->model, hash);
     if (strcmp(hash, w->hash) != 0) {
         return status_fail(RS_BAD_FORMAT,
                            "this machine makes another plan than the head; is ringspan the same on both?");
@@ -90,17 +88,15 @@ static rs_status swap_addresses(rs_cluster *c, uint32_t ranks, const ucx_comm *o
     size_t bytes;
     const void *address = ucx_address(own, &bytes);
     RS_TRY(words_write_address(address, bytes, &text));
-    rs_status status = peer_send(c->machine[0].peer, PEER_READY, text, strlen(text));
-    free(text);
-    if (status != RS_OK) return status;
+    RS_TRY(peer_send_text(c->machine[0].peer, PEER_READY, text));
     RS_TRY(expect(c, PEER_NAMES, CLUSTER_ANSWER_S, &f));
-    status = words_read_addresses(&f, ranks, list);
+    rs_status status = words_read_addresses(&f, ranks, list);
     free(f.data);
     for (uint32_t r = 0; r < ranks; r++) addresses[r] = (comm_part){list[r].data, list[r].bytes};
     return status;
 }
 
-static rs_status open_engine(rs_cluster *c, rs_engine *e, const words_plan *w, const char *model) {
+static rs_status open_engine(rs_cluster *c, rs_engine *e, const words_plan *w) {
     comm_part addresses[RS_RANKS_MAX];
     uint32_t ranks = w->options.ranks;
     plan_scope scope = {.packed = true, .local = {w->rank, w->rank + 1}};
@@ -109,7 +105,7 @@ static rs_status open_engine(rs_cluster *c, rs_engine *e, const words_plan *w, c
     for (uint32_t r = 0; r < ranks; r++) e->lacks_model[r] = !w->has_model[r];
     RS_TRY(topology_open(NULL, &e->topology));
     RS_TRY(plan_make(e->model, &w->options, scope, &e->plan));
-    RS_TRY(check_plan(e, w, model));
+    RS_TRY(check_plan(c, e, w));
     RS_TRY(ucx_open(rank_threads(&e->plan->options, w->rank) == e->topology->cpus, &e->ucx));
     words_address *list = calloc(ranks, sizeof *list);
     if (list == NULL) return status_fail(RS_NO_MEMORY, "no memory for the addresses of %u machines", ranks);
@@ -145,8 +141,7 @@ static void tell_engine(rs_cluster *c, const rs_engine *e) {
                  info->options.context, (double)info->total / 1048576, (double)info->limit / 1048576);
 }
 
-static rs_status run_engine(rs_cluster *c, const rs_model *model, const char *hash, const rs_options *own,
-                            const channel_frame *f) {
+static rs_status run_engine(rs_cluster *c, const rs_model *model, const rs_options *own, const channel_frame *f) {
     words_plan w;
     rs_engine *e;
     RS_TRY(words_read_plan(f, &w));
@@ -155,7 +150,7 @@ static rs_status run_engine(rs_cluster *c, const rs_model *model, const char *ha
     w.options.kernels = own->kernels;
     w.options.cluster = c;
     RS_TRY(engine_new(model, &e));
-    rs_status status = open_engine(c, e, &w, hash);
+    rs_status status = open_engine(c, e, &w);
     if (status == RS_OK) {
         tell_engine(c, e);
         status = engine_run(e, &(command){.kind = COMMAND_FURNISH});
@@ -170,7 +165,7 @@ static rs_status run_engine(rs_cluster *c, const rs_model *model, const char *ha
 }
 
 /* Measures and opens engines as the head asks, until it leaves. */
-static rs_status serve_head(rs_cluster *c, const rs_model *model, const char *hash, const rs_options *own) {
+static rs_status serve_head(rs_cluster *c, const rs_model *model, const rs_options *own) {
     for (;;) {
         channel_frame f;
         rs_status status = peer_next(c->machine[0].peer, PEER_SILENCE_S / 8, &f);
@@ -184,7 +179,7 @@ static rs_status serve_head(rs_cluster *c, const rs_model *model, const char *ha
         if (f.kind == PEER_MEASURE) {
             status = measure(c, &f);
         } else if (f.kind == PEER_PLAN && model != NULL) {
-            status = run_engine(c, model, hash, own, &f);
+            status = run_engine(c, model, own, &f);
         } else {
             status = status_fail(RS_BAD_FORMAT, "the head sent a frame of kind %u out of turn", f.kind);
         }
@@ -203,12 +198,13 @@ static rs_status join(rs_cluster *c, const rs_options *own, const rs_model *mode
     free(f.data);
     if (status != RS_OK) return status;
     snprintf(c->machine[0].host, sizeof c->machine[0].host, "%s", w.host);
+    snprintf(c->model, sizeof c->model, "%s", w.model);
     cluster_news(c, "joined %s (%s)", w.host, c->options.address);
     if (model == NULL && w.file_bytes > 0) {
         RS_TRY(fetch_model(c, &w, &fetched));
         model = fetched;
     }
-    status = serve_head(c, model, w.model, own);
+    status = serve_head(c, model, own);
     rs_model_close(fetched);
     if (status == RS_OK) cluster_news(c, "the head has left");
     return status;

@@ -102,7 +102,6 @@ static void *watch_main(void *argument) {
 }
 
 rs_status peer_open(channel *c, peer_lost lost, void *user, peer **out) {
-    pthread_condattr_t monotonic;
     peer *p = calloc(1, sizeof *p);
     if (p == NULL) {
         channel_close(c);
@@ -110,10 +109,7 @@ rs_status peer_open(channel *c, peer_lost lost, void *user, peer **out) {
     }
     *p = (peer){.channel = c, .lost = lost, .user = user};
     pthread_mutex_init(&p->lock, NULL);
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&p->changed, &monotonic);
-    pthread_condattr_destroy(&monotonic);
+    clock_condition_init(&p->changed);
     *out = p; /* before the thread may call `lost` */
     p->watched = pthread_create(&p->watch, NULL, watch_main, p) == 0;
     if (p->watched) return RS_OK;
@@ -139,6 +135,18 @@ void peer_close(peer *p) {
 
 rs_status peer_send(peer *p, peer_kind kind, const void *data, size_t bytes) {
     return channel_send(p->channel, (uint8_t)kind, data, bytes);
+}
+
+rs_status peer_send_text(peer *p, peer_kind kind, char *text) {
+    rs_status status = peer_send(p, kind, text, strlen(text));
+    free(text);
+    return status;
+}
+
+rs_status peer_send_failure(peer *p, rs_status status, const char *why) {
+    char text[STATUS_TEXT_MAX + 16];
+    int n = snprintf(text, sizeof text, "%u %s", (unsigned)status, why);
+    return peer_send(p, PEER_FAILED, text, (size_t)n);
 }
 
 rs_status peer_next(peer *p, double deadline_s, channel_frame *out) {

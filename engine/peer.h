@@ -32,6 +32,12 @@ void peer_close(peer *p);
 
 rs_status peer_send(peer *p, peer_kind kind, const void *data, size_t bytes);
 
+/* The same of a text that it takes over and frees. */
+rs_status peer_send_text(peer *p, peer_kind kind, char *text);
+
+/* Sends FAILED. */
+rs_status peer_send_failure(peer *p, rs_status status, const char *why);
+
 /* The next frame that is none of BEAT, FAILED and BYE. RS_PEER_LATE, RS_PEER_LOST. Free out->data. */
 rs_status peer_next(peer *p, double deadline_s, channel_frame *out);
 
