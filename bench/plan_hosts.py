@@ -24,11 +24,9 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "build/release/ringspan"
 sys.path.insert(0, str(ROOT / "tests/lab"))
-sys.path.insert(0, str(ROOT / "bench"))
 import lab  # noqa: E402
-from wall import quantity  # noqa: E402
 
-RATES, DELAYS = quantity({"gbit": 1e9, "mbit": 1e6}), quantity({"ms": 1e-3, "us": 1e-6})
+RATES, DELAYS = lab.quantity(["gbit", "mbit"]), lab.quantity(["ms", "us"])
 
 
 class Cluster:

@@ -24,6 +24,9 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "build/release/ringspan"
+sys.path.insert(0, str(ROOT / "tests/lab"))
+import lab  # noqa: E402
+
 COLOURS = ["#1b1b1b", "#0b6e99", "#d1495b", "#66a182", "#edae49", "#8d5a97", "#2e4057", "#b08968"]
 
 
@@ -42,19 +45,17 @@ class Here:
 class Elsewhere:
     """Ranks as hosts of a lab."""
 
-    def __init__(self, options, lab):
-        self.first, self.lab, self.head = options.first_core, lab, lab.address(0)
+    def __init__(self, options, hosts):
+        self.first, self.hosts, self.head = options.first_core, hosts, hosts.address(0)
 
     def start(self, rank, argv, **popen):
-        return self.lab.start(rank, argv, cores=str(self.first + rank), text=True, **popen)
+        return self.hosts.start(rank, argv, cores=str(self.first + rank), text=True, **popen)
 
 
 def places(options, ranks):
     """A context manager of the machines."""
     if options.rate is None and options.delay is None:
         return contextlib.nullcontext(Here(options))
-    sys.path.insert(0, str(ROOT / "tests/lab"))
-    import lab
 
     @contextlib.contextmanager
     def opened():
@@ -157,16 +158,6 @@ def plot(rows, title, path):
     pathlib.Path(path).write_text("\n".join(out) + "\n</svg>\n")
 
 
-def quantity(units):
-    def parse(text):
-        for unit, factor in units.items():
-            if text.endswith(unit):
-                return float(text[: -len(unit)]) * factor
-        raise argparse.ArgumentTypeError(f"{text}: give one of {', '.join(units)}")
-
-    return parse
-
-
 def main():
     p = argparse.ArgumentParser(description="decode time over depth, by ranks and splits, a process and a core a rank")
     p.add_argument("model")
@@ -180,8 +171,8 @@ def main():
     p.add_argument("--prompt", type=int, default=0, help="tokens of a prompt to time, too")
     p.add_argument("--chunk", type=int, default=0)
     p.add_argument("--first-core", type=int, default=0)
-    p.add_argument("--rate", type=quantity({"gbit": 1e9, "mbit": 1e6}))
-    p.add_argument("--delay", type=quantity({"ms": 1e-3, "us": 1e-6}))
+    p.add_argument("--rate", type=lab.quantity(["gbit", "mbit"]))
+    p.add_argument("--delay", type=lab.quantity(["ms", "us"]))
     p.add_argument("--json")
     p.add_argument("--plot")
     options = p.parse_args()

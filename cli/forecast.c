@@ -24,14 +24,6 @@ static double part_of(const double *shares, uint32_t ranks, uint32_t rank) {
     return all > 0 ? shares[rank] / all : 1.0 / ranks;
 }
 
-static table_text *new_table(const char *const *headers, size_t columns) {
-    table_text *table = calloc(1, sizeof *table);
-    if (table == NULL) return NULL;
-    table->columns = columns;
-    for (size_t i = 0; i < columns; i++) output_cell(table, "%s", headers[i]);
-    return table;
-}
-
 static void print_table(table_text *table) {
     if (table != NULL) output_table(table, stdout);
     free(table);
@@ -50,7 +42,7 @@ void forecast_print_machines(const forecast *f) {
                                           "KV GiB", "weights GiB", "held GiB", "of GiB"};
     const rs_price *c = &f->list[0];
     const rs_options *o = &c->options;
-    table_text *table = new_table(headers, 8);
+    table_text *table = output_table_new(headers, 8);
     for (uint32_t r = 0; table != NULL && r < o->ranks; r++) {
         bool follows = o->split == RS_SPLIT_TP || o->split == RS_SPLIT_PP; /* KV lies where its weights are */
         double weights = part_of(o->weight_shares, o->ranks, r);
@@ -78,7 +70,7 @@ static void print_ranks(const forecast *f) {
     static const char *const headers[] = {"rank", "machine", "weights ms", "KV ms", "rest ms", "waits ms"};
     const rs_price *c = &f->list[0];
     if (c->options.ranks == 1) return;
-    table_text *table = new_table(headers, 6);
+    table_text *table = output_table_new(headers, 6);
     for (uint32_t r = 0; table != NULL && r < c->options.ranks; r++) {
         output_cell(table, "%u", r);
         output_cell(table, "%.20s", output_safe(machine_name(f, c, r)).text);
@@ -106,7 +98,7 @@ static void add_depth(table_text *table, uint32_t depth, const rs_parts *token) 
 static void print_depths(const forecast *f) {
     static const char *const headers[] = {"depth", "tokens/s", "ms", "weights ms", "KV ms", "network ms", "rest ms"};
     const rs_price *c = &f->list[0];
-    table_text *table = new_table(headers, 7);
+    table_text *table = output_table_new(headers, 7);
     for (size_t i = 0; table != NULL && i < RS_DEPTHS_MAX; i++) {
         bool again = c->depth[i] + 1 == c->options.context;
         if (sum(&c->token[i]) > 0 && !again) add_depth(table, c->depth[i], &c->token[i]);
@@ -151,7 +143,7 @@ static void print_alternatives(const forecast *f, size_t from, size_t to, const 
     snprintf(first, sizeof first, "tokens/s at %u", f->list[0].depth[0]);
     const char *const headers[] = {"ranks", "split", "KV", first, "at the end", ""};
     if (from >= to) return;
-    table_text *table = new_table(headers, 6);
+    table_text *table = output_table_new(headers, 6);
     for (size_t i = from; table != NULL && i < to && i < from + ALTERNATIVES_SHOWN; i++) {
         add_alternative(table, f, &f->list[i]);
     }

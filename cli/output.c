@@ -75,6 +75,14 @@ safe_text output_safe(const char *text) {
     return out;
 }
 
+table_text *output_table_new(const char *const *headers, size_t columns) {
+    table_text *table = calloc(1, sizeof *table);
+    if (table == NULL) return NULL;
+    table->columns = columns;
+    for (size_t i = 0; i < columns; i++) output_cell(table, "%s", headers[i]);
+    return table;
+}
+
 void output_cell(table_text *table, const char *format, ...) {
     assert(table->n_cells < TABLE_CELLS_MAX);
     va_list list;

@@ -50,6 +50,9 @@ typedef struct table_text {
     char cells[TABLE_CELLS_MAX][24];
 } table_text;
 
+/* A table with its header [columns]; NULL without memory. Freed with free. */
+table_text *output_table_new(const char *const *headers, size_t columns);
+
 /* Appends the next cell, row by row; the first row is the header. */
 void output_cell(table_text *table, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void output_table(const table_text *table, FILE *file);

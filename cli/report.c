@@ -66,18 +66,10 @@ static void cell_span(table_text *table, uint32_t begin, uint32_t end) {
     }
 }
 
-static table_text *table_open(const char *const *headers, size_t columns) {
-    table_text *table = calloc(1, sizeof *table);
-    if (table == NULL) return NULL;
-    table->columns = columns;
-    for (size_t i = 0; i < columns; i++) output_cell(table, "%s", headers[i]);
-    return table;
-}
-
 void report_kv_table(const rs_plan *plan, size_t length, FILE *file) {
     static const char *const headers[] = {"rank", "tokens held", "pages held", "pages reserved", "KV MiB reserved"};
     rs_plan_info info;
-    table_text *table = table_open(headers, 5);
+    table_text *table = output_table_new(headers, 5);
     if (table == NULL) return;
     rs_plan_describe(plan, &info);
     for (uint32_t i = 0; i < info.options.ranks; i++) {
@@ -98,7 +90,7 @@ void report_plan_table(const rs_plan *plan, FILE *file) {
     static const char *const headers[] = {"rank",  "layers", "heads",   "ffn",     "vocab",
                                           "pages", "KV MiB", "weights", "buffers", "wire"};
     rs_plan_info info;
-    table_text *table = table_open(headers, 10);
+    table_text *table = output_table_new(headers, 10);
     if (table == NULL) return;
     rs_plan_describe(plan, &info);
     for (uint32_t i = 0; i < info.options.ranks; i++) {

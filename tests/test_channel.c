@@ -50,13 +50,11 @@ static int listen_somewhere(char address[64]) {
     return listener;
 }
 
-/* Connects two sides; the dialler goes through `detour` when that is an address. */
-static void connect_sides(side *head, side *member, const char *head_secret, const char *member_secret,
-                          const char *detour) {
+static void connect_sides(side *head, side *member, const char *head_secret, const char *member_secret) {
     *head = (side){.secret = head_secret};
     *member = (side){.secret = member_secret, .listener = -1};
     head->listener = listen_somewhere(head->address);
-    snprintf(member->address, sizeof member->address, "%s", detour != NULL ? detour : head->address);
+    snprintf(member->address, sizeof member->address, "%s", head->address);
     assert_int_equal(pthread_create(&head->thread, NULL, side_main, head), 0);
     assert_int_equal(pthread_create(&member->thread, NULL, side_main, member), 0);
     pthread_join(head->thread, NULL);
@@ -74,7 +72,7 @@ static void close_sides(side *head, side *member) {
 static void test_the_same_secret_opens(void **state) {
     (void)state;
     side head, member;
-    connect_sides(&head, &member, secret, secret, NULL);
+    connect_sides(&head, &member, secret, secret);
     assert_int_equal(head.status, RS_OK);
     assert_int_equal(member.status, RS_OK);
     assert_non_null(strstr(head.peer, "127.0.0.1:"));
@@ -84,7 +82,7 @@ static void test_the_same_secret_opens(void **state) {
 static void test_another_secret_is_refused_and_told(void **state) {
     (void)state;
     side head, member;
-    connect_sides(&head, &member, secret, other_secret, NULL);
+    connect_sides(&head, &member, secret, other_secret);
     assert_int_equal(head.status, RS_PEER_LOST);
     assert_int_equal(member.status, RS_BAD_ARGUMENT);
     assert_non_null(strstr(member.error, "secrets of the two machines differ"));
@@ -225,7 +223,7 @@ static void test_frames_arrive_whole_and_in_order(void **state) {
     (void)state;
     side head, member;
     pthread_t threads[2];
-    connect_sides(&head, &member, secret, secret, NULL);
+    connect_sides(&head, &member, secret, secret);
     pthread_create(&threads[0], NULL, send_frames, head.channel);
     pthread_create(&threads[1], NULL, send_frames, member.channel);
     for (uint64_t i = 0; i < FRAMES; i++) {
@@ -293,7 +291,7 @@ static void test_two_watched_ends_live_on(void **state) {
     news seen[2] = {0};
     peer *ends[2];
     channel_frame f;
-    connect_sides(&head, &member, secret, secret, NULL);
+    connect_sides(&head, &member, secret, secret);
     assert_int_equal(peer_open(head.channel, note, &seen[0], &ends[0]), RS_OK);
     assert_int_equal(peer_open(member.channel, note, &seen[1], &ends[1]), RS_OK);
     usleep((useconds_t)(1.2e6 * PEER_SILENCE_S));
@@ -317,7 +315,7 @@ static void test_a_silent_end_is_lost(void **state) {
     side head, member;
     news seen = {0};
     peer *end;
-    connect_sides(&head, &member, secret, secret, NULL);
+    connect_sides(&head, &member, secret, secret);
     double begun_s = clock_s();
     assert_int_equal(peer_open(head.channel, note, &seen, &end), RS_OK);
     await_news(&seen);
@@ -345,7 +343,7 @@ static void test_last_words_are_heard(void **state) {
         side head, member;
         news seen = {0};
         peer *end;
-        connect_sides(&head, &member, secret, secret, NULL);
+        connect_sides(&head, &member, secret, secret);
         assert_int_equal(peer_open(head.channel, note, &seen, &end), RS_OK);
         channel_send(member.channel, (uint8_t)cases[i].kind, cases[i].words, strlen(cases[i].words));
         await_news(&seen);
