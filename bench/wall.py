@@ -4,12 +4,15 @@ numbers of ranks, split by context and by layers, each rank a process with a cor
 and a plot.
 
     bench/wall.py MODEL.gguf [--ranks 1,2,3,4] [--splits r4,pp] [--depths 0,16384,65536,131072,200000]
-                  [--kv f16] [--prompt 32768] [--repeat 3] [--first-core 0] [--json FILE] [--plot FILE.svg]
+                  [--kv f16] [--prompt 32768] [--repeat 3] [--first-core 0] [--cores 1] [--threads 1]
+                  [--json FILE] [--plot FILE.svg]
                   [--rate 10gbit --delay 0.05ms]      hosts in network namespaces, joined by such links (needs root)
 
 Ranks are processes that join over the loopback, so UCX takes shared memory between them; with --rate and --delay each
-is a host of its own in tests/lab. The KV cache is filled with random rows. The slope is what each further token of
-context costs a token, from the first depth to the last; "of 1/N" is the slope of one rank over N times that of N.
+is a host of its own in tests/lab. A rank has --cores of the machine and --threads on them: twice as many cores as
+threads where two of the system's "cores" are one of the hardware's. The KV cache is filled with random rows. The slope
+is what each further token of context costs a token, from the first depth to the last; "of 1/N" is the slope of one rank
+over N times that of N.
 """
 
 import argparse
@@ -30,26 +33,31 @@ import lab  # noqa: E402
 COLOURS = ["#1b1b1b", "#0b6e99", "#d1495b", "#66a182", "#edae49", "#8d5a97", "#2e4057", "#b08968"]
 
 
+def cores_of(options, rank):
+    first = options.first_core + rank * options.cores
+    return f"{first}-{first + options.cores - 1}"
+
+
 class Here:
-    """Ranks as processes of this machine; rank r on core first + r."""
+    """Ranks as processes of this machine."""
 
     head = "127.0.0.1"
 
     def __init__(self, options):
-        self.first = options.first_core
+        self.options = options
 
     def start(self, rank, argv, **popen):
-        return subprocess.Popen(["taskset", "-c", str(self.first + rank), *argv], text=True, **popen)
+        return subprocess.Popen(["taskset", "-c", cores_of(self.options, rank), *argv], text=True, **popen)
 
 
 class Elsewhere:
     """Ranks as hosts of a lab."""
 
     def __init__(self, options, hosts):
-        self.first, self.hosts, self.head = options.first_core, hosts, hosts.address(0)
+        self.options, self.hosts, self.head = options, hosts, hosts.address(0)
 
     def start(self, rank, argv, **popen):
-        return self.hosts.start(rank, argv, cores=str(self.first + rank), text=True, **popen)
+        return self.hosts.start(rank, argv, cores=cores_of(self.options, rank), text=True, **popen)
 
 
 def places(options, ranks):
@@ -68,7 +76,7 @@ def places(options, ranks):
 def bench(options, ranks, split, *words):
     """The rows of one `ringspan bench` on so many ranks."""
     call = [str(options.program), "bench", "--json", "-m", options.model, "--kv", options.kv, "-r", str(options.repeat),
-            "--threads", "1", *words]
+            "--threads", str(options.threads), *words]
     environment = {**os.environ, "RINGSPAN_SECRET": secrets.token_hex(16)}
     pipe = subprocess.PIPE
     with places(options, ranks) as place:
@@ -78,7 +86,8 @@ def bench(options, ranks, split, *words):
             call += ["--hosts", str(ranks), "--split", split, "--listen", f"{place.head}:0"]
             head = place.start(0, call, stdout=pipe, stderr=pipe, env=environment)
             address = head.stderr.readline().split("join ")[1].split("'")[0]
-            join = [str(options.program), "join", address, "-q", "--threads", "1", "-m", options.model]
+            join = [str(options.program), "join", address, "-q", "--threads", str(options.threads), "-m",
+                    options.model]
             members = [place.start(rank, join, env=environment) for rank in range(1, ranks)]
         out, said = head.communicate()
         if head.returncode != 0:
@@ -171,6 +180,8 @@ def main():
     p.add_argument("--prompt", type=int, default=0, help="tokens of a prompt to time, too")
     p.add_argument("--chunk", type=int, default=0)
     p.add_argument("--first-core", type=int, default=0)
+    p.add_argument("--cores", type=int, default=1, help="of a rank")
+    p.add_argument("--threads", type=int, default=1, help="of a rank")
     p.add_argument("--rate", type=lab.quantity(["gbit", "mbit"]))
     p.add_argument("--delay", type=lab.quantity(["ms", "us"]))
     p.add_argument("--json")

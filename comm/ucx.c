@@ -199,6 +199,22 @@ static void run_down(ucx_comm *u, const uint32_t *count, double seconds) {
     }
 }
 
+/* Has the background thread look for what it is to do. */
+static void stir_background(ucx_comm *u) {
+    if (u->thread_polls) {
+        ucp_worker_signal(u->worker); /* it has to arm again after what was posted */
+    } else {
+        pthread_cond_signal(&u->resume);
+    }
+}
+
+/* Gives notices a moment to go, and leaves those that need longer to the background thread: a peer may wait for one
+ * for ever, and this rank need not exchange again. */
+static void settle_notices(ucx_comm *u) {
+    run_down(u, &u->errands, SETTLE_S);
+    if (u->errands > 0) stir_background(u);
+}
+
 static void on_errand_done(void *request, ucs_status_t status, void *argument) {
     (void)status;
     ((ucx_comm *)argument)->errands--;
@@ -253,7 +269,7 @@ static void withdraw(ucx_comm *u) {
     for (uint32_t p = 0; p < u->comm.ranks; p++) {
         if (awaits(u, p)) send_notice(u, p);
     }
-    run_down(u, &u->errands, SETTLE_S);
+    settle_notices(u);
     for (uint32_t p = 0; p < u->comm.ranks; p++) {
         if (awaits(u, p)) close_endpoint(u, p, true);
     }
@@ -399,11 +415,7 @@ static rs_status begin(comm *c, const comm_part *out, const comm_part *in) {
     look_for_abort(u);
     if (u->status == RS_OK) post(u, BACKGROUND, out, in);
     rs_status status = verdict(u);
-    if (u->thread_polls) {
-        ucp_worker_signal(u->worker); /* it has to arm again after what was posted */
-    } else {
-        pthread_cond_signal(&u->resume);
-    }
+    stir_background(u);
     leave(u);
     return status;
 }
@@ -429,7 +441,7 @@ static void abort_group(comm *c) {
     look_for_abort(u);
     set_notice(u, NOTICE_ABORT);
     for (uint32_t p = 0; p < u->comm.ranks; p++) send_notice(u, p);
-    run_down(u, &u->errands, SETTLE_S);
+    settle_notices(u);
     leave(u);
 }
 
@@ -440,18 +452,32 @@ static void go_anywhere(void) {
     if (sched_getaffinity(getpid(), sizeof all, &all) == 0) sched_setaffinity(0, sizeof all, &all);
 }
 
+static void nap(ucx_comm *u) {
+    struct timespec end = clock_after(NAP_S);
+    pthread_cond_timedwait(&u->resume, &u->lock, &end);
+}
+
+/* An exchange in the background; after a failure or an abort only what tells the others of it. */
+static bool background_has_work(const ucx_comm *u) {
+    bool failed = u->status != RS_OK || atomic_load(&u->aborted);
+    return failed ? u->errands > 0 && !u->mute : u->lanes[BACKGROUND].open > 0;
+}
+
 /* Moves the background's bytes while the rank's thread is elsewhere. */
 static void *background_main(void *argument) {
     ucx_comm *u = argument;
     go_anywhere();
     pthread_mutex_lock(&u->lock);
     while (!u->closing) {
-        if (u->lanes[BACKGROUND].open == 0 || u->status != RS_OK || atomic_load(&u->aborted)) {
+        if (!background_has_work(u)) {
             pthread_cond_wait(&u->resume, &u->lock);
         } else if (atomic_load(&u->wanted) > 0) {
-            struct timespec nap = clock_after(NAP_S);
-            pthread_cond_timedwait(&u->resume, &u->lock, &nap);
-        } else if (ucp_worker_progress(u->worker) == 0) {
+            nap(u);
+        } else if (ucp_worker_progress(u->worker) > 0) {
+            continue;
+        } else if (atomic_load(&u->aborted)) {
+            nap(u); /* sleep_until would not sleep any more */
+        } else {
             u->thread_polls = true;
             sleep_until(u, INFINITY);
             u->thread_polls = false;
