@@ -130,6 +130,8 @@ static const flag flags[] = {
      "of the weights alone; 0: a rank that keeps KV only (r4)"},
     {"split", 0, KIND_SPLIT, ALL, FIELD(engine.split), 0, 0, "NAME",
      "who holds what: auto, r1, r2, r3, r4, tp, pp", true},
+    {"tpa", 0, KIND_U32, ALL, FIELD(engine.tpa), 1, RS_RANKS_MAX, "N",
+     "parts to cut the KV heads into; ranks / N share the context (r3, r4; default 1)"},
     {"kv", 0, KIND_KV_BOTH, ALL, 0, 0, 0, "FMT", "format of K and V: f16, q8_0, q4_0"},
     {"kv-k", 0, KIND_KV, ALL, FIELD(engine.kv_k), 0, 0, "FMT", "format of K", true},
     {"kv-v", 0, KIND_KV, ALL, FIELD(engine.kv_v), 0, 0, "FMT", "format of V", true},
@@ -163,6 +165,12 @@ static const char *command_name(command which) {
 
 const char *args_split_name(rs_split split) {
     return (unsigned)split < RS_SPLITS ? split_names[split] : "unknown";
+}
+
+split_text args_split_text(const rs_options *o) {
+    split_text out;
+    snprintf(out.text, sizeof out.text, o->tpa > 1 ? "%s tpa%u" : "%s", args_split_name(o->split), o->tpa);
+    return out;
 }
 
 const char *args_kv_name(rs_kv_format format) {

@@ -55,6 +55,12 @@ bool args_parse(command which, int argc, char **argv, args *out, int *exit_code)
 bool args_size(const char *text, uint64_t *bytes);
 
 const char *args_split_name(rs_split split);
+
+/* A split with what it is cut further into: "r4", or "r4 tpa2". */
+typedef struct split_text {
+    char text[32];
+} split_text;
+split_text args_split_text(const rs_options *options);
 const char *args_kv_name(rs_kv_format format);
 
 #endif

@@ -128,7 +128,7 @@ static void print_row(const bench *b, const test *t, double mean, double deviati
     snprintf(rate, sizeof rate, "%.2f \u00b1 %.2f", mean, deviation);
     /* The sign is two bytes and one column. */
     printf("| %-16s | %10s | %8.2f M | %5u | %5s | %9s | %7u | %17s | %22s |\n", model,
-           output_bytes(b->info.file_bytes).text, (double)b->info.parameters / 1e6, o->ranks, args_split_name(o->split),
+           output_bytes(b->info.file_bytes).text, (double)b->info.parameters / 1e6, o->ranks, args_split_text(o).text,
            kv, o->threads, name, rate);
     fflush(stdout);
 }

@@ -38,18 +38,18 @@ static void cell_ms(table_text *table, double seconds) {
 }
 
 void forecast_print_machines(const forecast *f) {
-    static const char *const headers[] = {"rank",   "machine",     "pages",    "weights",
+    static const char *const headers[] = {"rank",   "machine",     "KV",       "weights",
                                           "KV GiB", "weights GiB", "held GiB", "of GiB"};
     const rs_price *c = &f->list[0];
     const rs_options *o = &c->options;
     table_text *table = output_table_new(headers, 8);
+    double kv = 0;
+    for (uint32_t r = 0; r < o->ranks; r++) kv += (double)c->kv[r];
     for (uint32_t r = 0; table != NULL && r < o->ranks; r++) {
-        bool follows = o->split == RS_SPLIT_TP || o->split == RS_SPLIT_PP; /* KV lies where its weights are */
-        double weights = part_of(o->weight_shares, o->ranks, r);
         output_cell(table, "%u", r);
         output_cell(table, "%.20s", output_safe(machine_name(f, c, r)).text);
-        output_cell(table, "%.1f %%", 100 * (follows ? weights : part_of(o->shares, o->ranks, r)));
-        output_cell(table, "%.1f %%", 100 * weights);
+        output_cell(table, "%.1f %%", 100 * (double)c->kv[r] / kv);
+        output_cell(table, "%.1f %%", 100 * part_of(o->weight_shares, o->ranks, r));
         output_cell(table, "%.2f", (double)c->kv[r] / 0x1p30);
         output_cell(table, "%.2f", (double)c->weights[r] / 0x1p30);
         output_cell(table, "%.2f", (double)c->held[r] / 0x1p30);
@@ -62,7 +62,7 @@ void forecast_print_machines(const forecast *f) {
 void forecast_print_choice(const forecast *f, FILE *file) {
     const rs_price *c = &f->list[0];
     fprintf(file, "ringspan: split %s on %u of %u machines, chunk %u: %.2f ms a token at depth 0, %.2f ms at %u\n",
-            args_split_name(c->options.split), c->options.ranks, f->cluster.count, c->options.chunk,
+            args_split_text(&c->options).text, c->options.ranks, f->cluster.count, c->options.chunk,
             1000 * sum(&c->token[0]), 1000 * sum(&c->token_at_end), c->options.context - 1);
 }
 
@@ -131,7 +131,7 @@ static void cell_reason(table_text *table, const forecast *f, const rs_price *c)
 static void add_alternative(table_text *table, const forecast *f, const rs_price *c) {
     const rs_options *o = &c->options;
     output_cell(table, "%u", o->ranks);
-    output_cell(table, "%s", args_split_name(o->split));
+    output_cell(table, "%s", args_split_text(o).text);
     output_cell(table, o->kv_k == o->kv_v ? "%s" : "%s/%s", args_kv_name(o->kv_k), args_kv_name(o->kv_v));
     output_cell(table, "%.1f", 1 / sum(&c->token[0]));
     output_cell(table, "%.1f", 1 / sum(&c->token_at_end));

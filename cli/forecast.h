@@ -9,7 +9,7 @@
 typedef struct forecast {
     rs_machines cluster;
     size_t count, others; /* of list; those from `others` on are the choice with other KV formats */
-    rs_price list[256];
+    rs_price list[512];
 } forecast;
 
 /* Prices `options` on the cluster, which the caller has filled in. 0, or an exit code after the reason was printed. */

@@ -90,6 +90,7 @@ static int search_plan(const args *a, const rs_model *model, forecast *f, rs_opt
     const rs_options *best = &f->list[0].options;
     options->ranks = best->ranks;
     options->split = best->split;
+    options->tpa = best->tpa;
     options->chunk = best->chunk;
     memcpy(options->shares, best->shares, sizeof options->shares);
     memcpy(options->weight_shares, best->weight_shares, sizeof options->weight_shares);

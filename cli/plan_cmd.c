@@ -68,7 +68,7 @@ static void print_title(const rs_model_info *model, const rs_options *o) {
     printf("%s (%s, %s, %.1f M parameters)\n", output_safe(model->name[0] != 0 ? model->name : "unnamed").text,
            model->architecture, model->weights, (double)model->parameters / 1e6);
     printf("context %u tokens, %u rank%s, split %s, K %s, V %s, chunk %u", o->context, o->ranks,
-           o->ranks == 1 ? "" : "s", args_split_name(o->split), args_kv_name(o->kv_k), args_kv_name(o->kv_v), o->chunk);
+           o->ranks == 1 ? "" : "s", args_split_text(o).text, args_kv_name(o->kv_k), args_kv_name(o->kv_v), o->chunk);
 }
 
 static int print_text(const rs_model_info *model, const rs_plan *plan, const rs_plan_info *info, const forecast *f) {

@@ -18,11 +18,11 @@ json_t *report_model(const char *path, const rs_model_info *info) {
 json_t *report_options(const rs_options *options) {
     json_t *shares = json_array();
     for (uint32_t i = 0; i < options->ranks; i++) json_array_append_new(shares, json_real(options->shares[i]));
-    return json_pack("{sI si so ss ss ss si si sI ss*}", "context", (json_int_t)options->context, "ranks",
-                     (int)options->ranks, "shares", shares, "split", args_split_name(options->split), "kv_k",
-                     args_kv_name(options->kv_k), "kv_v", args_kv_name(options->kv_v), "chunk", (int)options->chunk,
-                     "threads", (int)options->threads, "memory_limit", (json_int_t)options->memory_limit, "kernels",
-                     options->kernels);
+    return json_pack("{sI si so ss si ss ss si si sI ss*}", "context", (json_int_t)options->context, "ranks",
+                     (int)options->ranks, "shares", shares, "split", args_split_name(options->split), "tpa",
+                     (int)options->tpa, "kv_k", args_kv_name(options->kv_k), "kv_v", args_kv_name(options->kv_v),
+                     "chunk", (int)options->chunk, "threads", (int)options->threads, "memory_limit",
+                     (json_int_t)options->memory_limit, "kernels", options->kernels);
 }
 
 static json_t *span(uint32_t begin, uint32_t end) {

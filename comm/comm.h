@@ -36,7 +36,7 @@ struct comm {
     /* Makes every present and later exchange of the group fail with RS_PEER_LOST. Any thread. */
     void (*abort)(comm *c);
 
-    bool dry; /* nothing travels but time (comm/dry_comm.h): there is nothing to add up */
+    bool dry; /* nothing travels but time (comm/dry_comm.h): there is nothing to add up or to copy */
 };
 
 /* All-gather: everyone's `mine` [mine_bytes] lands in parts[p] of everyone; parts[rank] is not touched. Sizes may

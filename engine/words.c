@@ -140,26 +140,28 @@ static json_t *truths(const bool *values, uint32_t count) {
 
 rs_status words_write_plan(const words_plan *p, char **out) {
     const rs_options *o = &p->options;
-    return finish(json_pack("{sI si si si si sI so so so si si ss}", "context", (json_int_t)o->context, "ranks",
-                            (int)o->ranks, "split", (int)o->split, "kv_k", (int)o->kv_k, "kv_v", (int)o->kv_v, "chunk",
-                            (json_int_t)o->chunk, "shares", numbers(o->shares, o->ranks), "weight_shares",
-                            numbers(o->weight_shares, o->ranks), "has_model", truths(p->has_model, o->ranks), "rank",
-                            (int)p->rank, "epoch", (int)p->epoch, "hash", p->hash),
+    return finish(json_pack("{sI si si sI si si sI so so so si si ss}", "context", (json_int_t)o->context, "ranks",
+                            (int)o->ranks, "split", (int)o->split, "tpa", (json_int_t)o->tpa, "kv_k", (int)o->kv_k,
+                            "kv_v", (int)o->kv_v, "chunk", (json_int_t)o->chunk, "shares", numbers(o->shares, o->ranks),
+                            "weight_shares", numbers(o->weight_shares, o->ranks), "has_model",
+                            truths(p->has_model, o->ranks), "rank", (int)p->rank, "epoch", (int)p->epoch, "hash",
+                            p->hash),
                   out);
 }
 
 rs_status words_read_plan(const channel_frame *f, words_plan *out) {
-    json_int_t context, chunk;
+    json_int_t context, chunk, tpa;
     int ranks, split, kv_k, kv_v, own, epoch;
     json_t *object, *shares, *weight_shares, *has_model;
     const char *hash;
     *out = (words_plan){0};
     RS_TRY(parse(f, "a plan", &object));
-    if (json_unpack(object, "{sI si si si si sI so so so si si ss}", "context", &context, "ranks", &ranks, "split",
-                    &split, "kv_k", &kv_k, "kv_v", &kv_v, "chunk", &chunk, "shares", &shares, "weight_shares",
-                    &weight_shares, "has_model", &has_model, "rank", &own, "epoch", &epoch, "hash", &hash) != 0 ||
+    if (json_unpack(object, "{sI si si sI si si sI so so so si si ss}", "context", &context, "ranks", &ranks, "split",
+                    &split, "tpa", &tpa, "kv_k", &kv_k, "kv_v", &kv_v, "chunk", &chunk, "shares", &shares,
+                    "weight_shares", &weight_shares, "has_model", &has_model, "rank", &own, "epoch", &epoch, "hash",
+                    &hash) != 0 ||
         ranks < 2 || ranks > RS_RANKS_MAX || own < 1 || own >= ranks || context < 1 || context > UINT32_MAX ||
-        chunk < 1 || chunk > UINT32_MAX || json_array_size(shares) != (size_t)ranks ||
+        chunk < 1 || chunk > UINT32_MAX || tpa < 0 || tpa > RS_RANKS_MAX || json_array_size(shares) != (size_t)ranks ||
         json_array_size(weight_shares) != (size_t)ranks || json_array_size(has_model) != (size_t)ranks ||
         !copy(out->hash, sizeof out->hash, hash)) {
         return refuse(object, "a plan");
@@ -168,6 +170,7 @@ rs_status words_read_plan(const channel_frame *f, words_plan *out) {
     out->options.context = (uint32_t)context;
     out->options.ranks = (uint32_t)ranks;
     out->options.split = (rs_split)split;
+    out->options.tpa = (uint32_t)tpa;
     out->options.kv_k = (rs_kv_format)kv_k;
     out->options.kv_v = (rs_kv_format)kv_v;
     out->options.chunk = (uint32_t)chunk;

@@ -152,30 +152,34 @@ static rs_status attend_visiting(forward *f, const step *s, uint32_t layer, size
     return RS_OK;
 }
 
-/* Copies heads `part` of o [rows, heads, head_dim] and lse [rows, heads] to `to`: o's part, then lse's. */
+/* Copies heads `part` of o [rows, heads held, head_dim] and lse [rows, heads held] to `to`: o's part, then lse's. */
 static void pack(const forward *f, range part, float *to) {
-    size_t heads = f->m->h->heads, head_dim = f->m->h->head_dim, n = range_count(part);
+    size_t heads = shard_heads(f->own, f->m->h), head_dim = f->m->h->head_dim, n = range_count(part);
+    size_t first = f->own->kv_held.begin * (f->m->h->heads / f->m->h->kv_heads);
     float *lse = to + f->rows * n * head_dim;
+    if (f->c->dry) return;
     for (size_t r = 0; r < f->rows; r++) {
-        size_t from = r * heads + part.begin;
+        size_t from = r * heads + part.begin - first;
         memcpy(to + r * n * head_dim, f->b.o + from * head_dim, n * head_dim * sizeof(float));
         memcpy(lse + r * n, f->b.lse + from, n * sizeof(float));
     }
 }
 
-/* Every rank sends each other rank the partial results of the heads that one brings into the output projection, and
- * merges what it gets for its own, in rank order so that all ranks that merge the same heads get the same bits. */
+/* Every rank sends each other rank of its group the partial results of the heads that one brings into the output
+ * projection, and merges what it gets for its own, in rank order so that all ranks that merge the same heads get the
+ * same bits. */
 static rs_status merge_ranks(forward *f, float **o) {
     const hparams *h = f->m->h;
     const sharding *cut = f->m->s;
     forward_buffers *b = &f->b;
+    range group = sharding_group(cut, f->rank);
     size_t vectors = f->rows * h->head_dim, own = range_count(f->own->o_heads), stride = own * (vectors + f->rows);
-    comm_part out[RS_RANKS_MAX], in[RS_RANKS_MAX];
+    comm_part out[RS_RANKS_MAX] = {0}, in[RS_RANKS_MAX] = {0};
     float *place = b->send;
-    for (uint32_t p = 0; p < f->c->ranks; p++) {
+    for (uint32_t p = group.begin; p < group.end; p++) {
         range part = cut->of[p].o_heads;
         size_t floats = range_count(part) * (vectors + f->rows);
-        in[p] = (comm_part){b->receive + p * stride, stride * sizeof(float)};
+        in[p] = (comm_part){b->receive + (p - group.begin) * stride, stride * sizeof(float)};
         if (p == f->rank) {
             pack(f, part, in[p].data);
         } else if (!cut->o_sliced && place != b->send) {
@@ -188,8 +192,8 @@ static rs_status merge_ranks(forward *f, float **o) {
         if (p != f->rank) place += floats;
     }
     RS_TRY(f->c->exchange(f->c, out, in));
-    *o = in[0].data;
-    for (uint32_t p = 1; p < f->c->ranks; p++) {
+    *o = in[group.begin].data;
+    for (uint32_t p = group.begin + 1; p < group.end; p++) {
         const float *part = in[p].data;
         f->d->ops->merge(f->d, *o, *o + own * vectors, part, part + own * vectors, f->rows, own, h->head_dim);
     }
@@ -199,7 +203,7 @@ static rs_status merge_ranks(forward *f, float **o) {
 rs_status attention_run(forward *f, const step *s, uint32_t layer, bool spread, float **o) {
     const hparams *h = f->m->h;
     forward_buffers *b = &f->b;
-    size_t heads = forward_heads(f, spread);
+    size_t heads = shard_heads(f->own, h);
     query_rows mine = {b->q, b->position, f->rows, heads, {b->max, b->sum, b->o}};
     *o = b->o;
     if (!spread) {

@@ -5,7 +5,7 @@
 #include <string.h>
 
 bool forward_spreads(const model_view *m, uint32_t count) {
-    return m->s->pages_dealt && count > m->travel_rows;
+    return m->s->rows_spread && count > m->travel_rows;
 }
 
 size_t forward_portion(const model_view *m) {
@@ -14,7 +14,7 @@ size_t forward_portion(const model_view *m) {
 
 /* The most rows of a step in which every rank carries all. */
 static size_t travel_rows(const model_view *m) {
-    return m->s->pages_dealt ? size_min(m->travel_rows, m->chunk) : m->chunk;
+    return m->s->rows_spread ? size_min(m->travel_rows, m->chunk) : m->chunk;
 }
 
 /* The most rows of a rank among `tokens` consecutive ones of a step whose rows are spread. */
@@ -56,17 +56,18 @@ static void wire_floats(const model_view *m, uint32_t rank, size_t *send, size_t
     const sharding *s = m->s;
     *send = *receive = 0;
     if (s->ranks == 1) return;
-    size_t rows = travel_rows(m), d = h->head_dim;
+    const shard *own = &s->of[rank];
+    size_t rows = travel_rows(m), d = h->head_dim, heads = shard_heads(own, h), kv_heads = range_count(own->kv_held);
     *receive = reduce_floats(m);
     if (s->qkv_sliced) {
-        const shard *own = &s->of[rank];
         *send = rows * (range_count(own->heads) + 2 * range_count(own->kv_heads)) * d;
-        *receive = size_max(*receive, rows * (h->heads + 2 * h->kv_heads) * d);
+        *receive = size_max(*receive, rows * (heads + 2 * kv_heads) * d);
     }
     if (s->pages_dealt) {
-        size_t own = range_count(s->of[rank].o_heads);
-        *send = size_max(*send, rows * h->heads * (d + 1));
-        *receive = size_max(*receive, s->ranks * rows * own * (d + 1));
+        *send = size_max(*send, rows * heads * (d + 1));
+        *receive = size_max(*receive, sharding_parties(s) * rows * range_count(own->o_heads) * (d + 1));
+    }
+    if (s->rows_spread) {
         size_t portion = forward_portion(m) * page_bytes(m->kv, h->kv_heads, d) / sizeof(float);
         *send = size_max(*send, portion);
         *receive = size_max(*receive, s->ranks * portion);
@@ -79,9 +80,9 @@ static void wire_floats(const model_view *m, uint32_t rank, size_t *send, size_t
 void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t rank) {
     const hparams *h = m->h;
     size_t rows = own_rows(m, rank), others = query_rows_of_one(m), pairs = h->rope_dims / 2, f = sizeof(float);
-    /* Where pages are dealt, spread rows meet whole weights; otherwise a rank only ever sees its own part. */
+    /* Spread rows meet whole weights; otherwise a rank only ever sees its own part. */
     const shard *own = &m->s->of[rank];
-    size_t heads = m->s->pages_dealt ? h->heads : range_count(own->heads);
+    size_t heads = shard_heads(own, h);
     size_t kv_heads = range_count(own->kv_held);
     size_t gate = size_max(rows_among(m, rank, m->chunk) * h->ffn_dim, travel_rows(m) * range_count(own->ffn));
     *b = (forward_buffers){.rows = rows};
@@ -104,8 +105,8 @@ void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t 
     b->other_position = arena_take(a, others, sizeof *b->other_position);
     b->token = arena_take(a, rows, sizeof *b->token);
     b->page = arena_take(a, rows, sizeof *b->page);
-    b->list_max = size_max(deal_count(m->deal, m->s->pages_dealt ? rank : 0, m->deal->pages),
-                           m->s->pages_dealt ? m->s->ranks * forward_portion(m) : 0);
+    b->list_max = size_max(deal_count(m->deal, sharding_party(m->s, rank), m->deal->pages),
+                           m->s->rows_spread ? m->s->ranks * forward_portion(m) : 0);
     b->list = arena_take(a, b->list_max, sizeof *b->list);
     b->logits = arena_take(a, h->vocab, f);
     size_t send, receive, before = a->used;

@@ -94,9 +94,6 @@ rs_status forward_step(forward *f, const step *s);
 
 /* ---- between the files of this folder ---- */
 
-/* Heads that this rank's q and attention have in this step. */
-uint32_t forward_heads(const forward *f, bool spread);
-
 /* Attention of q over the whole context, merged over ranks; *o receives [rows, own o_heads or all, head_dim]. */
 rs_status attention_run(forward *f, const step *s, uint32_t layer, bool spread, float **o);
 

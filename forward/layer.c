@@ -6,40 +6,40 @@
 
 #include "forward/forward.h"
 
-uint32_t forward_heads(const forward *f, bool spread) {
-    return spread || f->m->s->qkv_sliced ? f->m->h->heads : range_count(f->own->heads);
-}
-
 /* Copies [rows, width] floats between rows of different strides. */
 static void copy_rows(float *to, size_t to_stride, const float *from, size_t from_stride, size_t rows, size_t width) {
     for (size_t r = 0; r < rows; r++) memcpy(to + r * to_stride, from + r * from_stride, width * sizeof(float));
 }
 
-/* Brings together the heads that each rank projected: q, k, v become [rows, all heads, head_dim] on every rank. */
+/* Brings together the heads that each rank of the group projected: q, k, v become [rows, heads held, head_dim]. */
 static rs_status gather_qkv(forward *f) {
-    const hparams *h = f->m->h;
+    const size_t head_dim = f->m->h->head_dim;
     forward_buffers *b = &f->b;
+    range group = sharding_group(f->m->s, f->rank), kv = f->own->kv_held;
+    uint32_t heads = shard_heads(f->own, f->m->h), first = f->m->s->of[group.begin].heads.begin;
     float *const tensors[3] = {b->q, b->k, b->v};
-    const size_t widths[3] = {(size_t)h->heads * h->head_dim, (size_t)h->kv_heads * h->head_dim,
-                              (size_t)h->kv_heads * h->head_dim};
+    const size_t widths[3] = {heads * head_dim, range_count(kv) * head_dim, range_count(kv) * head_dim};
+    const uint32_t begins[3] = {first, kv.begin, kv.begin};
     /* Each rank's message: its columns of q, then of k, then of v, each [rows, columns]. */
-    comm_part parts[RS_RANKS_MAX];
+    comm_part out[RS_RANKS_MAX] = {0}, in[RS_RANKS_MAX] = {0};
     float *place = b->receive;
-    for (uint32_t p = 0; p < f->c->ranks; p++) {
+    for (uint32_t p = group.begin; p < group.end; p++) {
         const shard *s = &f->m->s->of[p];
-        size_t heads = range_count(s->heads) + 2 * range_count(s->kv_heads);
-        parts[p] = (comm_part){place, f->rows * heads * h->head_dim * sizeof(float)};
-        place += f->rows * heads * h->head_dim;
+        size_t floats = f->rows * (range_count(s->heads) + 2 * range_count(s->kv_heads)) * head_dim;
+        in[p] = (comm_part){place, floats * sizeof(float)};
+        place += floats;
     }
-    memcpy(parts[f->rank].data, b->send, parts[f->rank].bytes);
-    RS_TRY(comm_gather(f->c, b->send, parts[f->rank].bytes, parts));
-    for (uint32_t p = 0; p < f->c->ranks; p++) {
+    for (uint32_t p = group.begin; p < group.end; p++) out[p] = (comm_part){b->send, in[f->rank].bytes};
+    RS_TRY(f->c->exchange(f->c, out, in));
+    if (f->c->dry) return RS_OK;
+    memcpy(in[f->rank].data, b->send, in[f->rank].bytes);
+    for (uint32_t p = group.begin; p < group.end; p++) {
         const shard *s = &f->m->s->of[p];
         const range ranges[3] = {s->heads, s->kv_heads, s->kv_heads};
-        const float *from = parts[p].data;
+        const float *from = in[p].data;
         for (int i = 0; i < 3; i++) {
-            size_t width = (size_t)range_count(ranges[i]) * h->head_dim;
-            copy_rows(tensors[i] + (size_t)ranges[i].begin * h->head_dim, widths[i], from, width, f->rows, width);
+            size_t width = range_count(ranges[i]) * head_dim;
+            copy_rows(tensors[i] + (ranges[i].begin - begins[i]) * head_dim, widths[i], from, width, f->rows, width);
             from += f->rows * width;
         }
     }
@@ -68,7 +68,7 @@ static rs_status project(forward *f, const layer_weights *parts, uint32_t n, uin
     const device_ops *op = f->d->ops;
     const layer_weights *l = &parts[0];
     forward_buffers *b = &f->b;
-    size_t rows = f->rows, heads = forward_heads(f, spread), kv_heads = f->kv->kv_heads;
+    size_t rows = f->rows, heads = shard_heads(f->own, h), kv_heads = f->kv->kv_heads;
     if (f->m->s->qkv_sliced && !spread) {
         float *k = b->send + rows * l->q.rows;
         multiply_qkv(f, parts, n, b->send, k, k + rows * l->k.rows);

@@ -2,7 +2,7 @@
 #include "forward/forward.h"
 
 bool stream_needed(const model_view *m) {
-    return m->packed && m->s->pages_dealt && run_travels_from(m->s) != RUN_MATRICES;
+    return m->packed && m->s->rows_spread && run_travels_from(m->s) != RUN_MATRICES;
 }
 
 size_t stream_message_bytes(const model_view *m, uint32_t layer, uint32_t rank) {

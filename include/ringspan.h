@@ -143,6 +143,10 @@ typedef struct rs_options {
     /* Of the weights alone; all 0: as shares. A rank with 0 beside others with more keeps KV only (split r4). */
     double weight_shares[RS_RANKS_MAX];
     rs_split split;
+    /* Parts that KV heads are cut into (tensor parallel attention, in r3 and r4): each part is held by ranks / tpa
+     * neighbours, who share the context. A divisor of the ranks below them, at most the KV heads; 0: 1. Prompts then
+     * go through the exchanges of decoding, as in split tp, and not spread over the ranks. */
+    uint32_t tpa;
     rs_kv_format kv_k, kv_v;
     uint32_t chunk;        /* prompt tokens evaluated at once; 0: 512, or 128 a rank if that is more */
     uint32_t threads;      /* of all ranks together; 0: the cores this process may use */
@@ -373,11 +377,11 @@ typedef struct rs_price {
 
 /* Runs the real forward pass of every candidate on a device and a network that only add up time, and sorts: list[0] is
  * the choice, then come the others that fit, fastest first, then those that do not. options says what may be chosen:
- * ranks 0 any number of the machines, split auto any, shares 0 by speed and memory; what is given stays. The KV formats
- * stay; the choice is priced with the other formats, too, and these come last, from *others on. Where they are local
- * the choice is what rs_engine_open would do. depths (n_depths <= RS_DEPTHS_MAX) beyond the context are left out
+ * ranks 0 any number of the machines, split auto and tpa 0 any, shares 0 by speed and memory; what is given stays. The
+ * KV formats stay; the choice is priced with the others, too, and these come last, from *others on. Where they are
+ * local the choice is what rs_engine_open would do. depths (n_depths <= RS_DEPTHS_MAX) beyond the context are left out
  * (their price is 0). Takes about 10 ms a candidate. RS_BAD_ARGUMENT, RS_UNSUPPORTED, RS_NO_MEMORY; RS_LIMIT when
- * capacity (256 always suffices) is too small. */
+ * capacity (512 always suffices) is too small. */
 rs_status rs_plan_search(const rs_model *model, const rs_options *options, const rs_machines *machines,
                          const uint32_t *depths, size_t n_depths, rs_price *list, size_t capacity, size_t *count,
                          size_t *others);

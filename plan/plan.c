@@ -39,8 +39,8 @@ void rank_layout(rank_buffers *b, arena *a, const rs_plan *p, uint32_t rank) {
 }
 
 void rank_kv_layout(kv_cache *c, arena *a, const rs_plan *p, uint32_t rank) {
-    uint32_t dealt_as = p->sharding.pages_dealt ? rank : 0;
-    kv_layout(c, a, p->view.h, &p->deal, dealt_as, &p->sharding.of[rank], p->view.kv, p->view.chunk);
+    uint32_t party = sharding_party(&p->sharding, rank);
+    kv_layout(c, a, p->view.h, &p->deal, party, &p->sharding.of[rank], p->view.kv, p->view.chunk);
 }
 
 /* ---- Options ---- */
@@ -105,14 +105,15 @@ static bool holds_kv(const rs_plan *p, uint32_t rank) {
 /* Fills in p->deal (on p->memory), p->ranks, and the bytes of ranks and tables for one session of `context` tokens
  * (SIZE_MAX when they overflow). */
 static rs_status measure(rs_plan *p, uint32_t context) {
-    /* Where each rank holds every page of its layers or heads, all see themselves as the one owner. */
-    uint32_t owners = p->sharding.pages_dealt ? p->sharding.ranks : 1;
+    uint32_t parties = sharding_parties(&p->sharding);
+    double shares[RS_RANKS_MAX];
     arena sizes = {0};
-    deal_layout(&p->deal, &sizes, owners, pages_of(context));
+    deal_layout(&p->deal, &sizes, parties, pages_of(context));
     arena_unmap(&p->memory);
     RS_TRY(arena_map(&p->memory, sizes.used));
-    deal_layout(&p->deal, &p->memory, owners, pages_of(context));
-    deal_fill(&p->deal, p->sharding.shares);
+    deal_layout(&p->deal, &p->memory, parties, pages_of(context));
+    sharding_party_shares(&p->sharding, shares);
+    deal_fill(&p->deal, shares);
     p->view.chunk = p->options.chunk < context ? p->options.chunk : context;
     size_t sum = 0;
     for (uint32_t r = 0; r < p->sharding.ranks; r++) {
@@ -188,8 +189,9 @@ static rs_status make(rs_plan *p, const rs_model *model, const rs_options *optio
     RS_TRY(complete_options(p, model, options));
     rs_options *o = &p->options;
     p->local = range_count(scope.local) > 0 ? scope.local : (range){0, o->ranks};
-    RS_TRY(sharding_make(&model->h, &model->w, o->split, o->ranks, o->shares, o->weight_shares, &p->sharding));
+    RS_TRY(sharding_make(&model->h, &model->w, o->split, o->ranks, o->tpa, o->shares, o->weight_shares, &p->sharding));
     o->split = p->sharding.split;
+    o->tpa = o->tpa > 1 ? o->tpa : 1;
     memcpy(o->shares, p->sharding.shares, sizeof o->shares);
     memcpy(o->weight_shares, p->sharding.weight_shares, sizeof o->weight_shares);
     p->view = (model_view){.h = &model->h,
@@ -255,7 +257,7 @@ size_t rs_plan_tokens(const rs_plan *p, uint32_t rank, size_t length) {
     uint32_t tokens = length < p->options.context ? (uint32_t)length : p->options.context;
     if (!holds_kv(p, rank)) return 0;
     if (!p->sharding.pages_dealt) return tokens;
-    uint32_t full = tokens / PAGE_TOKENS, rest = tokens % PAGE_TOKENS;
-    bool holds_rest = rest > 0 && p->deal.owner[full] == rank;
-    return (size_t)deal_count(&p->deal, rank, full) * PAGE_TOKENS + (holds_rest ? rest : 0);
+    uint32_t full = tokens / PAGE_TOKENS, rest = tokens % PAGE_TOKENS, party = sharding_party(&p->sharding, rank);
+    bool holds_rest = rest > 0 && p->deal.owner[full] == party;
+    return (size_t)deal_count(&p->deal, party, full) * PAGE_TOKENS + (holds_rest ? rest : 0);
 }

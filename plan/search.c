@@ -233,11 +233,12 @@ static void fill_fastest_first(const search *s, const rs_price *c, uint32_t rank
     }
 }
 
-static rs_status try_split(search *s, rs_split split, uint32_t ranks) {
+static rs_status try_split(search *s, rs_split split, uint32_t ranks, uint32_t tpa) {
     for (int first = 0; first < RELIEFS; first++) {
         rs_price c = {.options = s->given};
         bool moved, by_speed = !s->machines->local && s->given.shares[0] == 0 && s->given.weight_shares[0] == 0;
         c.options.split = split;
+        c.options.tpa = tpa;
         c.options.ranks = ranks;
         for (uint32_t r = 0; r < ranks; r++) {
             c.machine[r] = s->machines->local ? 0 : s->order[r];
@@ -254,6 +255,13 @@ static rs_status try_split(search *s, rs_split split, uint32_t ranks) {
     return RS_OK;
 }
 
+/* The numbers of parts that KV heads may be cut into. */
+static bool cuts(const search *s, rs_split split, uint32_t ranks, uint32_t tpa) {
+    if (tpa > 1 && split != RS_SPLIT_R3 && split != RS_SPLIT_R4) return false;
+    if (s->given.tpa > 0) return tpa == s->given.tpa;
+    return tpa == 1 || (ranks % tpa == 0 && tpa <= s->model->h.kv_heads);
+}
+
 static bool counts(const search *s, uint32_t ranks) {
     if (s->given.ranks > 0) return ranks == s->given.ranks;
     bool round = (ranks & (ranks - 1)) == 0 || (ranks % 3 == 0 && (ranks / 3 & (ranks / 3 - 1)) == 0);
@@ -268,7 +276,9 @@ static rs_status try_all(search *s) {
         for (size_t i = 0; i < sizeof splits / sizeof *splits; i++) {
             if (ranks > 1 && s->given.split != RS_SPLIT_AUTO && s->given.split != splits[i]) continue;
             if (ranks == 1 && (i > 0 || (s->given.split != RS_SPLIT_AUTO && most > 1 && s->given.ranks != 1))) break;
-            RS_TRY(try_split(s, splits[i], ranks));
+            for (uint32_t tpa = 1; tpa == 1 || tpa < ranks; tpa++) {
+                if (cuts(s, splits[i], ranks, tpa)) RS_TRY(try_split(s, splits[i], ranks, tpa));
+            }
         }
     }
     return RS_OK;

@@ -42,7 +42,7 @@ class Message(Structure):
 class Options(Structure):
     _fields_ = [
         ("context", c_uint32), ("ranks", c_uint32), ("shares", ctypes.c_double * RANKS_MAX),
-        ("weight_shares", ctypes.c_double * RANKS_MAX), ("split", ctypes.c_int),
+        ("weight_shares", ctypes.c_double * RANKS_MAX), ("split", ctypes.c_int), ("tpa", c_uint32),
         ("kv_k", ctypes.c_int), ("kv_v", ctypes.c_int), ("chunk", c_uint32), ("threads", c_uint32),
         ("memory_limit", c_uint64), ("kernels", c_char_p), ("cluster", c_void_p),
     ]

@@ -217,6 +217,46 @@ static void test_ranks_may_keep_kv_only(void **unused) {
     }
 }
 
+static void assert_as_planned(const rs_engine *e, bool packed) {
+    const rs_plan *p = e->plan;
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < p->sharding.ranks; i++) {
+        const rs_plan_rank *planned = &p->ranks[i];
+        const arena *memory = &e->ranks[i].memory;
+        assert_int_equal(memory->used, memory->size);
+        assert_int_equal(memory->used, planned->activations + planned->wire + planned->slices);
+        assert_true(packed ? planned->slices >= planned->weights : planned->slices == 0);
+        sum += memory->size + planned->kv;
+    }
+    assert_int_equal(p->info.ranks, sum);
+}
+
+/* Ranks that hold some heads of some pages, in plans of what they take. */
+static void test_heads_and_context_may_both_be_cut(void **unused) {
+    (void)unused;
+    static float expected[WAYS][VOCAB], got[WAYS][VOCAB];
+    static const uint32_t grids[][2] = {{4, 2}, {6, 3}, {6, 2}};
+    int32_t tokens[PROMPT];
+    random_tokens(tokens, PROMPT, 47);
+    for (int m = 0; m < MODELS; m++) {
+        rs_options alone = options_of(1, RS_SPLIT_AUTO, 1);
+        run r = begin(models[m], &alone);
+        eval_ways(&r, tokens, expected);
+        end(&r);
+        for (int i = 0; i < 6; i++) {
+            rs_options o = options_of(grids[i / 2][0], i % 2 == 0 ? RS_SPLIT_R3 : RS_SPLIT_R4, 2);
+            o.tpa = grids[i / 2][1];
+            for (int packed = 0; packed < 2; packed++) {
+                r = begin_as(models[m], &o, packed);
+                assert_as_planned(r.engine, packed);
+                eval_ways(&r, tokens, got);
+                end(&r);
+                for (int way = 0; way < WAYS; way++) assert_close(got[way], expected[way], CLOSE_F16);
+            }
+        }
+    }
+}
+
 /* The memory taken is the memory planned, to the byte. */
 static void test_plans_are_what_is_taken(void **unused) {
     (void)unused;
@@ -224,18 +264,8 @@ static void test_plans_are_what_is_taken(void **unused) {
         for (rs_split split = RS_SPLIT_R1; split < RS_SPLITS; split++) {
             rs_options o = options_of(3, split, 2);
             run r = begin_as(models[1], &o, packed);
-            const rs_plan *p = r.engine->plan;
-            uint64_t sum = 0;
-            for (uint32_t i = 0; i < 3; i++) {
-                const rs_plan_rank *planned = &p->ranks[i];
-                const arena *memory = &r.engine->ranks[i].memory;
-                assert_int_equal(memory->used, memory->size);
-                assert_int_equal(memory->used, planned->activations + planned->wire + planned->slices);
-                assert_true(packed ? planned->slices >= planned->weights : planned->slices == 0);
-                sum += memory->size + planned->kv;
-            }
-            assert_int_equal(p->info.ranks, sum);
-            if (packed) assert_true(p->info.weights < gguf_file_bytes(models[1]->file) / 2);
+            assert_as_planned(r.engine, packed);
+            if (packed) assert_true(r.engine->plan->info.weights < gguf_file_bytes(models[1]->file) / 2);
             end(&r);
         }
     }
@@ -536,6 +566,7 @@ int main(void) {
         cmocka_unit_test(test_ranks_and_threads_change_nothing),
         cmocka_unit_test(test_packed_slices_change_nothing),
         cmocka_unit_test(test_ranks_may_keep_kv_only),
+        cmocka_unit_test(test_heads_and_context_may_both_be_cut),
         cmocka_unit_test(test_plans_are_what_is_taken),
         cmocka_unit_test(test_queries_or_pages_travel),
         cmocka_unit_test(test_uneven_ranks_sum_in_the_same_pieces),

@@ -83,6 +83,9 @@ def test_every_split(open_hosts, monkeypatch, name, hosts):
         for kv in formats:
             run(group, kv, split=split)
         run(group, ("f16", "f16"), steps=0, split=split, chunk=7 if hosts == 3 else 64)
+    for split in ("r3", "r4") if hosts == 4 else ():
+        for kv in formats:
+            run(group, kv, split=split, tpa=2)
 
 
 def test_weight_formats(open_hosts):

@@ -182,6 +182,32 @@ def test_weights_and_pages_are_shared_apart(directory, split):
     run(path, ("f16", "f16"), steps=1, ranks=3, split=split, shares=[3, 2, 1], weight_shares=[1, 2, 3])
 
 
+GRIDS = ((4, 2), (6, 3))  # Ranks, and parts of the KV heads.
+
+
+@pytest.mark.parametrize("name, kv", [*[(name, kv) for name in F32 for kv in KV[::2]], ("llama-q4_k", KV[0]),
+                                      ("qwen2-q8_0", KV[1]), ("llama-head96", KV[3])], ids=str)
+def test_heads_and_context_are_cut(directory, name, kv):
+    """Groups of ranks hold the same heads and share the context."""
+    path = tiny_models.make(directory, name)
+    grids = [grid for grid in GRIDS if grid[1] <= model(path).info["kv_heads"]]
+    assert grids
+    for ranks, tpa in grids:
+        for split in ("r3", "r4"):
+            run(path, kv, steps=1, ranks=ranks, tpa=tpa, split=split)
+            run(path, kv, steps=1, ranks=ranks, tpa=tpa, split=split, chunk=64, shares=[3, 1, 2, 1, 1, 2][:ranks],
+                weight_shares=[1, 2, 1, 3, 1, 1][:ranks])
+
+
+@pytest.mark.parametrize("options", [{"ranks": 3, "tpa": 2}, {"ranks": 2, "tpa": 2}, {"ranks": 8, "tpa": 4},
+                                     {"ranks": 4, "tpa": 2, "split": "r2"}, {"ranks": 4, "tpa": 2, "split": "tp"}],
+                         ids=str)
+def test_cuts_of_heads_that_cannot_be_are_refused(directory, options):
+    with pytest.raises(rs.Error, match=f"into {options['tpa']} parts") as failure:
+        model(tiny_models.make(directory, "llama-f32")).plan(**{"split": "r3", **options})
+    assert failure.value.status == rs.BAD_ARGUMENT
+
+
 def test_a_share_of_zero_is_refused(directory):
     with pytest.raises(rs.Error) as failure:
         model(tiny_models.make(directory, "llama-f32")).engine(context=CONTEXT, ranks=3, shares=[1, 0, 1])

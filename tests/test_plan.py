@@ -131,6 +131,22 @@ def test_a_slow_network_replicates_and_a_fast_one_slices(models, tmp_path):
     assert choice(1, 1e6)["ranks"] == 1
 
 
+def test_more_ranks_than_heads_share_these_in_groups(models, tmp_path):
+    """Six machines and eight KV heads: three machines each share the context of four heads."""
+    path = write(tmp_path, {"machines": [machine()] * 6, "link": LINK})
+    words = (models("llama-3-8b"), path, "--ctx", 131072, "--depths", 0, "--ranks", 6)
+    forecast = plan(*words)
+    options = [price["options"] for price in [forecast["choice"], *forecast["rejected"]]]
+    assert options[0]["tpa"] == 2 and options[0]["split"] in ("r3", "r4")
+    assert {(o["split"], o["tpa"]) for o in options} == {
+        ("tp", 1), ("pp", 1), ("r1", 1), ("r2", 1), *((split, tpa) for split in ("r3", "r4") for tpa in (1, 2, 3))}
+    kv = [rank["kv_bytes"] for rank in forecast["choice"]["ranks"]]
+    assert max(kv) < 1.01 * min(kv)
+    given = plan(*words, "--tpa", 3)
+    assert {(p["options"]["split"], p["options"]["tpa"]) for p in [given["choice"], *given["rejected"]]} == {
+        ("r3", 3), ("r4", 3)}
+
+
 def test_shares_follow_speed(models, tmp_path):
     path = write(tmp_path, {"machines": [machine(), machine(name="fast", rates=faster(3))], "link": LINK})
     choice = plan(models("llama-3-8b"), path, "--ctx", 131072, "--split", "r4")["choice"]

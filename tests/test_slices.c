@@ -144,6 +144,17 @@ static void check_sharding(const layer_weights *whole, const hparams *h, const s
     for (uint32_t r = 0; r < s->ranks; r++) free(packed[r]);
 }
 
+/* With all the ways to cut KV heads in which no two ranks have the same slices. */
+static void check_split(const layer_weights *whole, const hparams *h, const weights *w, rs_split split, uint32_t ranks,
+                        const double *of_ranks) {
+    for (uint32_t tpa = 1; tpa == 1 || (split == RS_SPLIT_R4 && tpa < ranks); tpa++) {
+        sharding s;
+        if (ranks % tpa != 0) continue;
+        assert_int_equal(sharding_make(h, w, split, ranks, tpa, of_ranks, no_shares, &s), RS_OK);
+        check_sharding(whole, h, &s);
+    }
+}
+
 static void test_slices_make_the_layer(void **unused) {
     (void)unused;
     static const float biases[10 * 256];
@@ -154,9 +165,7 @@ static void test_slices_make_the_layer(void **unused) {
         for (uint32_t ranks = 1; ranks <= RANKS; ranks++) {
             for (int i = 0; i < SHARES; i++) {
                 for (rs_split split = RS_SPLIT_R1; split < RS_SPLITS; split++) {
-                    sharding s;
-                    assert_int_equal(sharding_make(h, &w, split, ranks, shares[i], no_shares, &s), RS_OK);
-                    check_sharding(&whole, h, &s);
+                    check_split(&whole, h, &w, split, ranks, shares[i]);
                 }
             }
         }
@@ -174,7 +183,7 @@ static void test_what_travels(void **unused) {
     for (rs_split split = RS_SPLIT_R1; split < RS_SPLITS; split++) {
         sharding s;
         size_t bytes = 0;
-        assert_int_equal(sharding_make(&shape, &w, split, 3, no_shares, no_shares, &s), RS_OK);
+        assert_int_equal(sharding_make(&shape, &w, split, 3, 1, no_shares, no_shares, &s), RS_OK);
         assert_int_equal(run_travels_from(&s), first[split]);
         for (uint32_t r = 0; r < 3; r++) bytes += run_bytes(&whole, &shape, &s.of[r], first[split]);
         if (first[split] == RUN_MATRICES) assert_int_equal(bytes, 0);
@@ -193,7 +202,7 @@ static void test_layout_is_what_it_takes(void **unused) {
         sharding s;
         hparams h = shape;
         h.vocab = 99;
-        assert_int_equal(sharding_make(&h, &w, RS_SPLIT_R4, ranks, shares[1], no_shares, &s), RS_OK);
+        assert_int_equal(sharding_make(&h, &w, RS_SPLIT_R4, ranks, 1, shares[1], no_shares, &s), RS_OK);
         for (uint32_t r = 0; r < ranks; r++) {
             arena sizes = {0}, views = {0}, real;
             slices measured, placed;
