@@ -4,11 +4,12 @@ set rate and delay (tests/lab, needs root): what `ringspan plan --hosts` predict
 takes, as Markdown tables, and how near its choice comes to the fastest.
 
     bench/plan_hosts.py MODEL.gguf [--clusters 2,2:10gbit:0.05ms,2:1gbit:0.5ms] [--depths 0,16384] [--kv f16]
-                        [--repeat 5] [--json FILE]
+                        [--prompt 1024] [--repeat 5] [--json FILE]
 
 A cluster is HOSTS or HOSTS:RATE:DELAY. In each, all hosts are probed first, at the same time, as they share a memory
 bus here. Then every plan that the planner priced is run: as many hosts join as it has ranks. The best repetition
-counts, since other programs only ever slow a run down. Ends with the median and the largest error.
+counts, since other programs only ever slow a run down. With --prompt each plan also evaluates one, in chunks of 512.
+Ends with the median and the largest error.
 """
 
 import argparse
@@ -26,6 +27,7 @@ PROGRAM = ROOT / "build/release/ringspan"
 sys.path.insert(0, str(ROOT / "tests/lab"))
 import lab  # noqa: E402
 
+CHUNK = "512"
 RATES, DELAYS = lab.quantity(["gbit", "mbit"]), lab.quantity(["ms", "us"])
 
 
@@ -68,40 +70,64 @@ class Cluster:
         return json.loads(out)
 
 
+class Plan:
+    """One that the planner priced, by what the machines are told to choose it again."""
+
+    def __init__(self, options):
+        self.ranks, self.split, self.tpa = options["ranks"], options["split"], options["tpa"]
+        self.flags = ["--ranks", str(self.ranks), "--split", self.split if self.ranks > 1 else "r1"]
+        self.flags += ["--tpa", str(self.tpa)] if self.tpa > 1 else []
+
+    def __str__(self):
+        return self.split if self.tpa == 1 else f"{self.split} tpa{self.tpa}"
+
+
 def predicted(cluster, depths):
-    """[(ranks, split, {depth: seconds of a token}), ...], the planner's choice first."""
+    """[(plan, {depth: seconds of a token}), ...], the planner's choice first."""
     forecast = cluster.json(cluster.hosts, "plan", "--ctx", str(max(depths) + 64), "--depths",
                             ",".join(map(str, depths)))["forecast"]
-    plans = []
+    plans = {}
     for price in [forecast["choice"], *forecast["rejected"]]:
-        key = price["options"]["ranks"], price["options"]["split"]
-        if key in [plan[:2] for plan in plans]:
-            continue
-        plans.append((*key, {entry["depth"]: entry["token"]["seconds"] for entry in price["depths"]}))
-    return plans
+        plan = Plan(price["options"])
+        key = plan.ranks, str(plan)
+        plans.setdefault(key, (plan, {entry["depth"]: entry["token"]["seconds"] for entry in price["depths"]}))
+    return list(plans.values())
 
 
-def measured(cluster, ranks, split, depths):
+def predicted_prompt(cluster, plan, tokens):
+    forecast = cluster.json(plan.ranks, "plan", "--ctx", str(tokens), "--depths", "0", "--chunk", CHUNK, *plan.flags)
+    return forecast["forecast"]["choice"]["prefill"]["seconds"]
+
+
+def measured(cluster, plan, depths):
     words = ["-p", "0", "-n", "8", "-d", ",".join(map(str, depths)), "-r", str(cluster.options.repeat)]
-    words += ["--ctx", str(max(depths) + 64)]
-    rows = cluster.json(ranks, "bench", "--split", split if ranks > 1 else "r1", "--ranks", str(ranks), *words)
+    rows = cluster.json(plan.ranks, "bench", *plan.flags, *words, "--ctx", str(max(depths) + 64))
     return {row["n_depth"]: 1e-9 * min(row["samples_ns"]) / row["n_gen"] for row in rows}
+
+
+def measured_prompt(cluster, plan, tokens):
+    words = ["-p", str(tokens), "-n", "0", "-d", "0", "-r", "3", "--chunk", CHUNK]
+    return 1e-9 * min(cluster.json(plan.ranks, "bench", *plan.flags, *words)[0]["samples_ns"])
 
 
 def compare(cluster, text, depths, errors):
     """Prints one cluster's table; returns its rows."""
-    rows = []
-    print(f"\n{text}\n\n| ranks | split |", " | ".join(f"at {d}: predicted ms | measured | error" for d in depths), "|")
-    print("|---:|---|" + "---:|" * (3 * len(depths)), flush=True)
-    for ranks, split, price in predicted(cluster, depths):
-        took = measured(cluster, ranks, split, depths)
+    rows, prompt = [], cluster.options.prompt
+    names = [f"at {d}" for d in depths] + ([f"prompt {prompt}"] if prompt else [])
+    print(f"\n{text}\n\n| ranks | split |", " | ".join(f"{n}: predicted ms | measured | error" for n in names), "|")
+    print("|---:|---|" + "---:|" * (3 * len(names)), flush=True)
+    for plan, price in predicted(cluster, depths):
+        took = measured(cluster, plan, depths)
+        if prompt:
+            price["prompt"] = predicted_prompt(cluster, plan, prompt)
+            took["prompt"] = measured_prompt(cluster, plan, prompt)
         cells = []
-        for depth in depths:
-            error = price[depth] / took[depth] - 1
+        for what, seconds in price.items():
+            error = seconds / took[what] - 1
             errors.append(abs(error))
-            cells += [f"{1e3 * price[depth]:.2f}", f"{1e3 * took[depth]:.2f}", f"{100 * error:+.0f} %"]
-        rows.append({"ranks": ranks, "split": split, "predicted_s": price, "measured_s": took})
-        print(f"| {ranks} | {split} |", " | ".join(cells), "|", flush=True)
+            cells += [f"{1e3 * seconds:.2f}", f"{1e3 * took[what]:.2f}", f"{100 * error:+.0f} %"]
+        rows.append({"ranks": plan.ranks, "split": str(plan), "predicted_s": price, "measured_s": took})
+        print(f"| {plan.ranks} | {plan} |", " | ".join(cells), "|", flush=True)
     deepest = max(depths)
     best = min(row["measured_s"][deepest] for row in rows)
     loss = rows[0]["measured_s"][deepest] / best - 1
@@ -115,6 +141,7 @@ def main():
     p.add_argument("--clusters", default="2,2:10gbit:0.05ms,2:1gbit:0.5ms")
     p.add_argument("--depths", default="0,16384")
     p.add_argument("--kv", default="f16")
+    p.add_argument("--prompt", type=int, default=0)
     p.add_argument("--repeat", type=int, default=5)
     p.add_argument("--json")
     options = p.parse_args()
