@@ -1,7 +1,6 @@
 /* status.c: names of statuses and the per-thread text of the latest failure. */
 #include "base/status.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 
 static _Thread_local char latest[STATUS_TEXT_MAX];
@@ -9,13 +8,16 @@ static _Thread_local char latest[STATUS_TEXT_MAX];
 rs_status status_fail(rs_status status, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    vsnprintf(latest, sizeof latest, format, args);
+    status_format(latest, sizeof latest, format, args);
     va_end(args);
-    /* Some of it may come from a file: nothing in it may steer the user's terminal. */
-    for (char *c = latest; *c != '\0'; c++) {
+    return status;
+}
+
+void status_format(char *out, size_t bytes, const char *format, va_list args) {
+    vsnprintf(out, bytes, format, args);
+    for (char *c = out; *c != '\0'; c++) {
         if ((unsigned char)*c < 0x20 || *c == 0x7F) *c = '?';
     }
-    return status;
 }
 
 const char *rs_last_error(void) {

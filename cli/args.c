@@ -42,7 +42,7 @@ static const char *const split_names[RS_SPLITS] = {
     [RS_SPLIT_AUTO] = "auto", [RS_SPLIT_R1] = "r1", [RS_SPLIT_R2] = "r2", [RS_SPLIT_R3] = "r3",
     [RS_SPLIT_R4] = "r4",     [RS_SPLIT_TP] = "tp", [RS_SPLIT_PP] = "pp",
 };
-static const char *const kv_names[RS_KV_FORMATS] = {[RS_KV_F16] = "f16", [RS_KV_Q8_0] = "q8_0", [RS_KV_Q4_0] = "q4_0"};
+const char *const args_kv_names[RS_KV_FORMATS] = {[RS_KV_F16] = "f16", [RS_KV_Q8_0] = "q8_0", [RS_KV_Q4_0] = "q4_0"};
 
 #define RUN COMMAND_RUN
 #define BENCH COMMAND_BENCH
@@ -174,7 +174,7 @@ split_text args_split_text(const rs_options *o) {
 }
 
 const char *args_kv_name(rs_kv_format format) {
-    return (unsigned)format < RS_KV_FORMATS ? kv_names[format] : "unknown";
+    return (unsigned)format < RS_KV_FORMATS ? args_kv_names[format] : "unknown";
 }
 
 /* ---- Values ---- */
@@ -291,11 +291,11 @@ static bool set_value(const flag *f, const char *text, args *out) {
         *(rs_split *)field = (rs_split)name;
         return name < RS_SPLITS;
     case KIND_KV:
-        name = find_name(text, kv_names, RS_KV_FORMATS);
+        name = find_name(text, args_kv_names, RS_KV_FORMATS);
         *(rs_kv_format *)field = (rs_kv_format)name;
         return name < RS_KV_FORMATS;
     case KIND_KV_BOTH:
-        name = find_name(text, kv_names, RS_KV_FORMATS);
+        name = find_name(text, args_kv_names, RS_KV_FORMATS);
         out->engine.kv_k = out->engine.kv_v = (rs_kv_format)name;
         return name < RS_KV_FORMATS;
     }
@@ -424,7 +424,7 @@ static int refuse_value(command which, const flag *f, const char *text) {
         return output_refuse("--%s: '%s' is not a number from 0 to %" PRId64, f->name, text, INT64_MAX); /* JSON's */
     }
     if (f->kind == KIND_SPLIT) return refuse_name(f, text, split_names, RS_SPLITS);
-    if (f->kind == KIND_KV || f->kind == KIND_KV_BOTH) return refuse_name(f, text, kv_names, RS_KV_FORMATS);
+    if (f->kind == KIND_KV || f->kind == KIND_KV_BOTH) return refuse_name(f, text, args_kv_names, RS_KV_FORMATS);
     return output_refuse("--%s: '%s' is no %s; see 'ringspan %s --help'", f->name, text, f->value, command_name(which));
 }
 

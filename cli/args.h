@@ -62,5 +62,6 @@ typedef struct split_text {
 } split_text;
 split_text args_split_text(const rs_options *options);
 const char *args_kv_name(rs_kv_format format);
+extern const char *const args_kv_names[RS_KV_FORMATS];
 
 #endif

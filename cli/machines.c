@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cli/args.h"
+
 enum { WHERE_BYTES = 160, DEPTH_MAX = 8 };
 
 /* Names of GGUF's weight formats by their numbers. */
@@ -16,7 +18,6 @@ static const char *const format_names[RS_WEIGHT_FORMATS] = {
     [7] = "Q5_1",  [8] = "Q8_0",  [10] = "Q2_K",   [11] = "Q3_K", [12] = "Q4_K",
     [13] = "Q5_K", [14] = "Q6_K", [20] = "IQ4_NL", [30] = "BF16", [39] = "MXFP4",
 };
-static const char *const kv_names[RS_KV_FORMATS] = {[RS_KV_F16] = "f16", [RS_KV_Q8_0] = "q8_0", [RS_KV_Q4_0] = "q4_0"};
 
 /* Where in which file a value stands. */
 typedef struct place {
@@ -92,8 +93,8 @@ static bool read_attend_rate(const json_t *value, const place *p, double out[RS_
 
 static bool read_attend_rates(const json_t *value, const place *p, double out[RS_KV_FORMATS][RS_QUERIES]) {
     for (int i = 0; i < RS_KV_FORMATS; i++) {
-        place here = inside(p, kv_names[i]);
-        const json_t *entry = json_is_object(value) ? json_object_get(value, kv_names[i]) : value;
+        place here = inside(p, args_kv_names[i]);
+        const json_t *entry = json_is_object(value) ? json_object_get(value, args_kv_names[i]) : value;
         if (entry == NULL) return refuse(&here, "is missing");
         if (!read_attend_rate(entry, json_is_object(value) ? &here : p, out[i])) return false;
     }
@@ -113,7 +114,7 @@ static bool read_rates_entry(const char *key, const json_t *value, const place *
     if (strcmp(key, "inputs_per_s") == 0) return read_rate(value, p, &out->inputs_per_s);
     if (strcmp(key, "attend_bytes_per_s") == 0) return read_attend_rates(value, p, out->attend_bytes_per_s);
     if (strcmp(key, "attend_many_flop_per_s") == 0) {
-        return read_rates_by_name(value, p, kv_names, RS_KV_FORMATS, out->attend_many_flop_per_s);
+        return read_rates_by_name(value, p, args_kv_names, RS_KV_FORMATS, out->attend_many_flop_per_s);
     }
     double *formats = strcmp(key, "weights_bytes_per_s") == 0       ? out->weights_bytes_per_s
                       : strcmp(key, "weights_few_flop_per_s") == 0  ? out->weights_few_flop_per_s
@@ -229,7 +230,7 @@ static json_t *rates_json(const rs_rates *r) {
     for (int i = 0; i < RS_KV_FORMATS; i++) {
         json_t *list = json_array();
         for (int q = 0; q < RS_QUERIES; q++) json_array_append_new(list, json_real(r->attend_bytes_per_s[i][q]));
-        json_object_set_new(attend, kv_names[i], list);
+        json_object_set_new(attend, args_kv_names[i], list);
     }
     return json_pack(
         "{sf sf sf sf sf sf sf so so so so so}", "read_bytes_per_s", r->read_bytes_per_s, "small_s", r->small_s,
@@ -238,7 +239,7 @@ static json_t *rates_json(const rs_rates *r) {
         rates_by_name_json(format_names, RS_WEIGHT_FORMATS, r->weights_bytes_per_s), "weights_few_flop_per_s",
         rates_by_name_json(format_names, RS_WEIGHT_FORMATS, r->weights_few_flop_per_s), "weights_many_flop_per_s",
         rates_by_name_json(format_names, RS_WEIGHT_FORMATS, r->weights_many_flop_per_s), "attend_bytes_per_s", attend,
-        "attend_many_flop_per_s", rates_by_name_json(kv_names, RS_KV_FORMATS, r->attend_many_flop_per_s));
+        "attend_many_flop_per_s", rates_by_name_json(args_kv_names, RS_KV_FORMATS, r->attend_many_flop_per_s));
 }
 
 static json_t *link_json(const rs_link *link) {

@@ -9,9 +9,6 @@
 
 #include "base/clock.h"
 
-/* A wait for another rank ends before, when its machine falls silent or says that it fails. This bounds the rest: a
- * machine that lives and hangs. The longest honest wait is that for a chunk at great depth. */
-static const double RANK_DEADLINE_S = 3600.0;
 static const double CONNECT_S = 20.0;
 static const double VERDICT_S = PEER_SILENCE_S + 1; /* until a machine that is gone has been found to be */
 
@@ -44,11 +41,8 @@ void cluster_news(rs_cluster *c, const char *text, ...) {
     va_list list;
     if (c->options.news == NULL) return;
     va_start(list, text);
-    vsnprintf(line, sizeof line, text, list);
+    status_format(line, sizeof line, text, list);
     va_end(list);
-    for (char *p = line; *p != 0; p++) {
-        if ((unsigned char)*p < 0x20 || *p == 0x7F) *p = '?'; /* A stranger's words do not steer a terminal. */
-    }
     c->options.news(c->options.user, line);
 }
 

@@ -9,9 +9,6 @@
 #include "engine/cluster.h"
 #include "engine/remote.h"
 
-/* Threads of one process cannot be lost without telling; this only bounds the wait if one hangs by a defect. The
- * longest honest wait is that of a pipeline's last stage for a chunk at great depth: minutes on slow cores. */
-static const double RANK_DEADLINE_S = 3600.0;
 static const double POLL_S = 0.2;
 
 static void *rank_main(void *argument) {

@@ -10,6 +10,11 @@
 #include "comm/ucx.h"
 #include "plan/plan.h"
 
+/* Bounds what a rank waits for another. A thread of this process cannot be lost without telling, and a machine that
+ * falls silent or fails ends the wait before; what is left hangs by a defect. The longest honest wait is that for a
+ * chunk at great depth: minutes on slow cores. */
+static const double RANK_DEADLINE_S = 3600.0;
+
 typedef enum command_kind {
     COMMAND_FURNISH, /* take working memory and open the device */
     COMMAND_OPEN,    /* reserve a session's pages */
