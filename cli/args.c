@@ -116,6 +116,10 @@ static const flag flags[] = {
      "lead a cluster of N machines, this one included; the others run 'ringspan join'"},
     {"listen", 0, KIND_TEXT, HEAD, FIELD(address), 0, 0, "ADDR",
      "where they find this one: PORT, or HOST:PORT of one network (default 7777)"},
+    {"discover", 0, KIND_BOOL, HEAD, FIELD(discover), 0, 0, NULL,
+     "let 'ringspan join --discover' find this one on the local network (multicast DNS)"},
+    {"discover", 0, KIND_BOOL, JOIN, FIELD(discover), 0, 0, NULL,
+     "find a head that has --discover, too, in place of HEAD:PORT"},
     {"secret-file", 0, KIND_TEXT, HEAD | JOIN, FIELD(secret_file), 0, 0, "FILE", "what all machines know and prove"},
     {"wait", 0, KIND_U32, HEAD | JOIN, FIELD(wait_s), 0, 1e6, "SECONDS",
      "how long to wait for the others, or for the head (default: for ever, or 60)"},
@@ -345,7 +349,7 @@ static void print_help(command which, const args *initial) {
             "Measures what this machine does at best, read and copy bandwidth, FP32 and INT8 arithmetic,\n"
             "and stores it for 'ringspan plan' in $XDG_CACHE_HOME/ringspan/machine.json, or in ~/.cache.",
         [COMMAND_JOIN] =
-            "join HEAD:PORT [flags]\n\n"
+            "join HEAD:PORT | --discover [flags]\n\n"
             "Adds this machine to the cluster of a head (run, bench, plan or probe with --hosts) as one rank, and\n"
             "serves it until it leaves. Without -m the head sends what this rank needs of the model.",
     };
@@ -459,8 +463,14 @@ static int check_together(command which, args *a, bool ranks_given) {
         return output_refuse("--hosts names %u machines and --ranks or --shares %u ranks; a machine is one rank",
                              a->hosts, a->engine.ranks);
     }
-    if (which == COMMAND_JOIN && a->address == NULL) {
-        return output_refuse("no head: give its HOST:PORT; see 'ringspan join --help'");
+    if (which == COMMAND_JOIN && a->address == NULL && !a->discover) {
+        return output_refuse("no head: give its HOST:PORT, or --discover to find it; see 'ringspan join --help'");
+    }
+    if (which == COMMAND_JOIN && a->address != NULL && a->discover) {
+        return output_refuse("--discover finds the head, and '%s' names it; leave out either", a->address);
+    }
+    if (which != COMMAND_JOIN && a->discover && a->hosts == 0) {
+        return output_refuse("--discover lets other machines find this one; give their number, too: --hosts N");
     }
     if (a->model == NULL && which != COMMAND_PROBE && which != COMMAND_JOIN) {
         return output_refuse("no model: give -m MODEL.gguf; see 'ringspan %s --help'", command_name(which));

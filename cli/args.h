@@ -45,6 +45,7 @@ typedef struct args {
     uint32_t hosts;                    /* 0: ranks are threads of this process */
     const char *address, *secret_file; /* of the head; where it listens, or where join looks */
     uint32_t wait_s;
+    bool discover;
 } args;
 
 /* Parses argv[1..argc), the words after the command's name. False when the program is to end with *exit_code: --help

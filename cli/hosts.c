@@ -51,11 +51,13 @@ static void print_news(void *user, const char *line) {
 
 /* What the flags say of a cluster; `secret` [SECRET_MAX] and `here` are where it points to. */
 static int read_options(const args *a, char *secret, profile *here, rs_cluster_options *out) {
-    *out = (rs_cluster_options){.address = a->address != NULL ? a->address : listen_default,
+    bool finds = a->hosts == 0 && a->discover; /* join, which gives the address or this */
+    *out = (rs_cluster_options){.address = a->address != NULL || finds ? a->address : listen_default,
                                 .secret = secret,
                                 .machine = profile_load(here) && here->machine.threads > 0 ? &here->machine : NULL,
                                 .hosts = a->hosts,
                                 .wait_s = a->wait_s,
+                                .discover = a->discover,
                                 .go_on = go_on,
                                 .news = a->quiet ? NULL : print_news};
     int code = find_secret(a, secret, &out->secret_bytes);

@@ -1,7 +1,7 @@
 # libringspan (shared and static), the command ringspan, and what an installed tree needs to be found.
 include(CMakePackageConfigHelpers)
 set(libringspan_private PkgConfig::PCRE2 PkgConfig::JANSSON PkgConfig::HWLOC PkgConfig::UCX PkgConfig::SODIUM
-    Threads::Threads m)
+    PkgConfig::AVAHI Threads::Threads m)
 
 add_library(ringspan SHARED ${libringspan_objects})
 set_target_properties(ringspan PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}

@@ -137,7 +137,7 @@ static rs_status prove(channel *c, bool dialled, const uint8_t key[KEY_BYTES]) {
     return RS_OK;
 }
 
-static rs_status check_secret(size_t secret_bytes) {
+rs_status channel_check_secret(size_t secret_bytes) {
     if (secret_bytes < CHANNEL_SECRET_MIN) {
         return status_fail(RS_BAD_ARGUMENT, "the secret has %zu bytes, at least %d are needed", secret_bytes,
                            CHANNEL_SECRET_MIN);
@@ -237,7 +237,7 @@ rs_status channel_listen(const char *address, int *listener, uint16_t *port) {
 
 rs_status channel_accept(int listener, const void *secret, size_t secret_bytes, double deadline_s,
                          char peer[CHANNEL_PEER_MAX], channel **out) {
-    RS_TRY(check_secret(secret_bytes));
+    RS_TRY(channel_check_secret(secret_bytes));
     RS_TRY(wait_socket(listener, POLLIN, clock_s() + deadline_s));
     struct sockaddr_storage address;
     socklen_t bytes = sizeof address;
@@ -272,7 +272,7 @@ static int connect_any(const struct addrinfo *found, double until_s) {
 
 rs_status channel_dial(const char *address, const void *secret, size_t secret_bytes, double deadline_s, channel **out) {
     struct addrinfo *found;
-    RS_TRY(check_secret(secret_bytes));
+    RS_TRY(channel_check_secret(secret_bytes));
     RS_TRY(resolve(address, false, &found));
     double until_s = clock_s() + deadline_s;
     int fd;

@@ -14,7 +14,7 @@
 
 enum {
     CHANNEL_FRAME_MAX = 4 << 20, /* bytes of a frame: on a slow link, too, it must not keep signs of life waiting */
-    CHANNEL_SECRET_MIN = 8,       /* bytes of a secret, the least that is not a joke */
+    CHANNEL_SECRET_MIN = 8,      /* bytes of a secret, the least that is not a joke */
     CHANNEL_PEER_MAX = 80,
 };
 
@@ -29,6 +29,9 @@ typedef struct channel_frame {
 /* "HOST:PORT", "[::1]:PORT", or "PORT" alone for every address of this machine. *listener is a socket (close it with
  * close), *port what it really listens at (0 asks for any). RS_BAD_ARGUMENT for no such address, RS_IO. */
 rs_status channel_listen(const char *address, int *listener, uint16_t *port);
+
+/* RS_BAD_ARGUMENT for a secret that is too short, RS_DEVICE without random bytes. What follows asks it by itself. */
+rs_status channel_check_secret(size_t secret_bytes);
 
 /* Waits up to `deadline_s` for a connection, RS_PEER_LATE when there is none; then proves the secret to whoever it is.
  * `peer` receives its address as text, also when RS_PEER_LOST says that it was refused. A stranger holds this up for

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "comm/discover.h"
 #include "engine/words.h"
 #include "plan/budget.h"
 
@@ -121,6 +122,22 @@ static rs_status gather(rs_cluster *c, const rs_model *model) {
     return RS_OK;
 }
 
+/* Says where this head is, to its user and, if wanted, to the network, until all have come. */
+static rs_status invite(rs_cluster *c, const rs_model *model, uint16_t port) {
+    const rs_cluster_options *o = &c->options;
+    const char *colon = strrchr(o->address, ':');
+    int host = colon != NULL ? (int)(colon - o->address) : 0;
+    bool discover = o->discover && o->hosts > 1;
+    announcement *shown = NULL;
+    if (discover) RS_TRY(discover_announce(c->machine[0].host, c->listener, &shown));
+    cluster_news(c, "waiting for %u more machine%s: run 'ringspan join %.*s:%u' there%s", o->hosts - 1,
+                 o->hosts == 2 ? "" : "s", host > 0 ? host : CLUSTER_HOST_MAX,
+                 host > 0 ? o->address : c->machine[0].host, port, discover ? ", or 'ringspan join --discover'" : "");
+    rs_status status = gather(c, model);
+    discover_withdraw(shown);
+    return status;
+}
+
 /* The fastest memory first, behind the head: a plan that leaves machines out leaves out the last. */
 static void order_machines(rs_cluster *c) {
     pthread_mutex_lock(&c->lock);
@@ -142,10 +159,7 @@ rs_status rs_cluster_open(const rs_model *model, const rs_cluster_options *o, rs
     if (o->hosts < 1 || o->hosts > RS_RANKS_MAX) {
         return status_fail(RS_BAD_ARGUMENT, "%u machines asked for, 1 to %d are possible", o->hosts, RS_RANKS_MAX);
     }
-    if (o->secret_bytes < CHANNEL_SECRET_MIN) {
-        return status_fail(RS_BAD_ARGUMENT, "the secret has %zu bytes, at least %d are needed", o->secret_bytes,
-                           CHANNEL_SECRET_MIN);
-    }
+    RS_TRY(channel_check_secret(o->secret_bytes));
     rs_cluster *c;
     uint16_t port;
     RS_TRY(cluster_new(o, &c));
@@ -157,12 +171,7 @@ rs_status rs_cluster_open(const rs_model *model, const rs_cluster_options *o, rs
         if (o->machine != NULL) c->machine[0].is = *o->machine;
         c->machine[0].is.memory_bytes = budget_limit();
         if (model != NULL) model_hash(model, c->model);
-        const char *colon = strrchr(o->address, ':');
-        int host = colon != NULL ? (int)(colon - o->address) : 0;
-        cluster_news(c, "waiting for %u more machine%s: run 'ringspan join %.*s:%u' there", o->hosts - 1,
-                     o->hosts == 2 ? "" : "s", host > 0 ? host : CLUSTER_HOST_MAX,
-                     host > 0 ? o->address : c->machine[0].host, port);
-        status = gather(c, model);
+        status = invite(c, model, port);
         order_machines(c);
     }
     c->options.secret = NULL; /* the caller's, and needed no more */

@@ -1,14 +1,32 @@
 /* join.c: a machine that joins a head: finds it, gets what it lacks of the model, and does what it is told until the
  * head leaves. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+#include "comm/discover.h"
 #include "engine/words.h"
 #include "plan/budget.h"
 
+static const double FIND_S = 2; /* the least in which a head is found */
+static const double DIAL_S = 1; /* one that was found at the last moment has this left to answer */
+
 /* ---- Getting in ---- */
+
+/* The address of a head that announces itself, where none was given. */
+static rs_status find_head(rs_cluster *c, discover_head *found) {
+    rs_cluster_options *o = &c->options;
+    double begin_s = clock_s();
+    cluster_news(c, "looking for a head on this network");
+    RS_TRY(discover_find(o->wait_s > 0 ? o->wait_s : FIND_S, o->go_on, o->user, found));
+    cluster_news(c, "found %s (%s)", found->name, found->address);
+    o->address = found->address;
+    o->wait_s = fmax(o->wait_s - (clock_s() - begin_s), DIAL_S);
+    return RS_OK;
+}
 
 static rs_status say_hello(rs_cluster *c, const rs_options *own, const rs_model *model) {
     words_hello hello = {.version = RS_VERSION};
@@ -211,19 +229,21 @@ static rs_status join(rs_cluster *c, const rs_options *own, const rs_model *mode
 }
 
 rs_status rs_cluster_join(const rs_cluster_options *o, const rs_options *own, const rs_model *model) {
-    if (o == NULL || own == NULL || o->address == NULL || o->secret == NULL) {
-        return status_fail(RS_BAD_ARGUMENT, "rs_cluster_join needs an address and a secret");
+    if (o == NULL || own == NULL || (o->address == NULL && !o->discover) || o->secret == NULL) {
+        return status_fail(RS_BAD_ARGUMENT, "rs_cluster_join needs an address, or to look for one, and a secret");
     }
     rs_cluster *c;
     channel *line;
-    RS_TRY(channel_dial(o->address, o->secret, o->secret_bytes, o->wait_s, &line));
-    rs_status status = cluster_new(o, &c);
-    if (status != RS_OK) {
-        channel_close(line);
-        return status;
+    discover_head found;
+    RS_TRY(channel_check_secret(o->secret_bytes));
+    RS_TRY(cluster_new(o, &c));
+    const rs_cluster_options *given = &c->options;
+    rs_status status = o->address == NULL ? find_head(c, &found) : RS_OK;
+    if (status == RS_OK) status = channel_dial(given->address, o->secret, o->secret_bytes, given->wait_s, &line);
+    if (status == RS_OK) {
+        snprintf(c->machine[0].host, sizeof c->machine[0].host, "%s", given->address); /* until it says its name */
+        status = peer_open(line, cluster_lost, c, &c->machine[0].peer);
     }
-    snprintf(c->machine[0].host, sizeof c->machine[0].host, "%s", o->address); /* until it says its name */
-    status = peer_open(line, cluster_lost, c, &c->machine[0].peer);
     if (status == RS_OK) status = join(c, own, model);
     char why[STATUS_TEXT_MAX];
     snprintf(why, sizeof why, "%s", rs_last_error());

@@ -394,7 +394,8 @@ typedef struct rs_cluster_options {
     size_t secret_bytes;
     const rs_machine *machine; /* this one (rs_probe.machine), for plans; NULL: not known. Not needed after the call */
     uint32_t hosts;            /* the head: machines to wait for, itself included */
-    double wait_s;             /* for the machines, or for the head to answer; 0: for ever, or once */
+    double wait_s; /* for the machines, or for the head to be found and to answer; 0: for ever, or a moment and once */
+    bool discover; /* by multicast DNS: the head can be found while it waits; a member whose address is NULL finds it */
     bool (*go_on)(void *user); /* asked now and then; false ends it with RS_CANCELLED. NULL: always true */
     void (*news)(void *user, const char *line); /* told in one line what happens; NULL: nobody. Both: caller's thread */
     void *user;
@@ -402,8 +403,8 @@ typedef struct rs_cluster_options {
 
 /* Opens the head of a cluster: listens, and waits until all machines have joined with the same secret, version and
  * model (or with no model file: they are then sent what they need). The model must outlive it; NULL where machines are
- * to be measured and nothing else. RS_BAD_ARGUMENT, RS_IO
- * (the address), RS_PEER_LATE, RS_PEER_LOST, RS_CANCELLED, RS_NO_MEMORY. */
+ * to be measured and nothing else. RS_BAD_ARGUMENT, RS_IO (the address, or no network to be found on), RS_PEER_LATE,
+ * RS_PEER_LOST, RS_CANCELLED, RS_NO_MEMORY. */
 rs_status rs_cluster_open(const rs_model *model, const rs_cluster_options *options, rs_cluster **out);
 
 /* What its machines say of themselves, in the order in which ranks are given to them, and their links, which this
@@ -415,8 +416,9 @@ rs_status rs_cluster_measure(rs_cluster *cluster, rs_machines *out, bool *known)
 void rs_cluster_close(rs_cluster *cluster);
 
 /* Joins a head and serves it until it leaves (RS_OK). Of `own`, threads, memory_limit and kernels count. model: the
- * head's, or NULL. RS_BAD_ARGUMENT (the address, the secret, another model), RS_UNSUPPORTED (another version), RS_LIMIT
- * (the head's plan does not fit here), RS_PEER_LATE, RS_PEER_LOST, RS_CANCELLED, RS_NO_MEMORY. */
+ * head's, or NULL. RS_BAD_ARGUMENT (the address, several heads found, the secret, another model), RS_UNSUPPORTED
+ * (another version), RS_LIMIT (the head's plan does not fit here), RS_PEER_LATE, RS_PEER_LOST, RS_CANCELLED,
+ * RS_NO_MEMORY. */
 rs_status rs_cluster_join(const rs_cluster_options *options, const rs_options *own, const rs_model *model);
 
 #pragma GCC visibility pop

@@ -79,7 +79,8 @@ NEWS = ctypes.CFUNCTYPE(None, c_void_p, c_char_p)
 class ClusterOptions(Structure):
     _fields_ = [
         ("address", c_char_p), ("secret", c_char_p), ("secret_bytes", c_size_t), ("machine", c_void_p),
-        ("hosts", c_uint32), ("wait_s", ctypes.c_double), ("go_on", GO_ON), ("news", NEWS), ("user", c_void_p),
+        ("hosts", c_uint32), ("wait_s", ctypes.c_double), ("discover", c_bool), ("go_on", GO_ON), ("news", NEWS),
+        ("user", c_void_p),
     ]
 
 
@@ -319,7 +320,7 @@ class Cluster(Handle):
                 start(int(self.news[0].split(":")[-1].split("'")[0]))
 
         self.tell = NEWS(tell)  # kept alive while the library may call it
-        values = ClusterOptions(address.encode(), secret, len(secret), None, hosts, wait_s, GO_ON(), self.tell)
+        values = ClusterOptions(address.encode(), secret, len(secret), None, hosts, wait_s, False, GO_ON(), self.tell)
         check(lib().rs_cluster_open(model.pointer, byref(values), byref(out)))
         super().__init__(out, model)
 
