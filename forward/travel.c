@@ -2,11 +2,12 @@
  * share, and so alike. All figures are bytes that all ranks together receive. */
 #include "forward/forward.h"
 
-/* Of one row in one layer, where every rank carries all rows: partial sums, projections, partial attentions. */
+/* Of one row in one layer, where every rank carries all rows: partial sums, projections, partial attentions. Sums are
+ * counted in halves, as comm_reduce takes so many rows as matter here; between two ranks either way is as much. */
 static uint64_t row_bytes(const model_view *m) {
     const hparams *h = m->h;
     const sharding *s = m->s;
-    uint64_t floats = (uint64_t)s->ranks * h->dim * ((uint64_t)s->o_sliced + s->ffn_sliced);
+    uint64_t floats = 2 * (uint64_t)h->dim * ((uint64_t)s->o_sliced + s->ffn_sliced);
     if (s->qkv_sliced) floats += ((uint64_t)h->heads + 2 * h->kv_heads) * h->head_dim;
     for (uint32_t r = 0; r < s->ranks; r++) floats += (uint64_t)range_count(s->of[r].o_heads) * (h->head_dim + 1);
     return (s->ranks - 1) * floats * sizeof(float);

@@ -296,6 +296,41 @@ static void test_a_link_carries_one_message_at_a_time(void **unused) {
     for (int r = 0; r < 3; r++) assert_near(virtual_now(&talkers[r].clock), 1 + 2);
 }
 
+enum { SUM_RANKS = 5 };
+static size_t sum_n, sum_room;
+
+static void reduce_floats(talker *t) {
+    static float x[SUM_RANKS]; /* stands for more: nothing touches it */
+    assert_int_equal(comm_reduce(t->c, x, sum_n, x, sum_room), RS_OK);
+}
+
+/* A vector that is reduced at once takes one latency and comes whole from every other rank; a large one in halves takes
+ * two, and its 1/N comes from every other rank twice. In pieces each takes its own latencies. */
+static void test_a_reduction_costs_its_bytes_and_latencies(void **unused) {
+    (void)unused;
+    const double latency_s = 0.5, bytes_per_s = 1000;
+    const size_t small = 60, large = 60 * REDUCE_AT_ONCE_BYTES; /* floats that 2 to 5 ranks divide */
+    rs_link links[SUM_RANKS * SUM_RANKS];
+    talker talkers[SUM_RANKS];
+    for (int i = 0; i < SUM_RANKS * SUM_RANKS; i++) links[i] = (rs_link){latency_s, bytes_per_s};
+    for (uint32_t ranks = 2; ranks <= SUM_RANKS; ranks++) {
+        for (int i = 0; i < 4; i++) {
+            bool halves = i % 2 == 1 && ranks > 2;
+            size_t pieces = i < 2 ? 1 : 4;
+            sum_n = i % 2 == 1 ? large : small;
+            sum_room = (halves ? sum_n : ranks * sum_n) / pieces;
+            run_talkers(ranks, links, reduce_floats, talkers);
+            size_t floats = halves ? 2 * (ranks - 1) * sum_n / ranks : (ranks - 1) * sum_n, bytes = 4 * floats;
+            for (uint32_t r = 0; r < ranks; r++) {
+                const virtual_clock *clock = &talkers[r].clock;
+                assert_int_equal(clock->bytes, bytes);
+                assert_int_equal(clock->rounds, pieces * (halves ? 2 : 1));
+                assert_near(virtual_now(clock), clock->rounds * latency_s + (double)bytes / bytes_per_s);
+            }
+        }
+    }
+}
+
 static void stream_and_compute(talker *t) {
     comm_part parts[2] = {{t, 4000}, {t, 4000}};
     assert_int_equal(t->c->begin(t->c, parts, parts), RS_OK);
@@ -327,6 +362,7 @@ int main(void) {
         cmocka_unit_test(test_launches_add_up),
         cmocka_unit_test(test_a_message_brings_its_senders_path),
         cmocka_unit_test(test_a_link_carries_one_message_at_a_time),
+        cmocka_unit_test(test_a_reduction_costs_its_bytes_and_latencies),
         cmocka_unit_test(test_background_is_hidden),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
