@@ -298,9 +298,9 @@ static void test_a_link_carries_one_message_at_a_time(void **unused) {
 
 static void stream_and_compute(talker *t) {
     comm_part parts[2] = {{t, 4000}, {t, 4000}};
-    assert_int_equal(t->c->begin(t->c, parts, parts), RS_OK);
+    assert_int_equal(t->c->begin(t->c, LANE_WEIGHTS, parts, parts), RS_OK);
     virtual_spend(&t->clock, COST_WEIGHTS, 3);
-    assert_int_equal(t->c->finish(t->c), RS_OK);
+    assert_int_equal(t->c->finish(t->c, LANE_WEIGHTS), RS_OK);
 }
 
 /* What goes on in the background costs only what outlasts the work beside it. */
@@ -317,6 +317,27 @@ static void test_background_is_hidden(void **unused) {
     assert_near(talkers[0].clock.own[COST_NETWORK], 0);
 }
 
+static void share_two_lanes(talker *t) {
+    comm_part bulk[2] = {{t, 4000}, {t, 4000}}, pages[2] = {{t, 1000}, {t, 1000}};
+    assert_int_equal(t->c->begin(t->c, LANE_WEIGHTS, bulk, bulk), RS_OK);
+    assert_int_equal(t->c->begin(t->c, LANE_PAGES, pages, pages), RS_OK);
+    assert_int_equal(t->c->finish(t->c, LANE_PAGES), RS_OK);
+    assert_near(virtual_now(&t->clock), 1 + 2);
+    assert_int_equal(t->c->exchange(t->c, pages, pages), RS_OK);
+    assert_near(virtual_now(&t->clock), 1 + 2 + 1 + 2);
+    assert_int_equal(t->c->finish(t->c, LANE_WEIGHTS), RS_OK);
+}
+
+/* What meets on a link has equal parts of it until one ends; nothing that it carries is lost or comes twice. */
+static void test_lanes_share_the_link(void **unused) {
+    (void)unused;
+    rs_link links[4];
+    talker talkers[2];
+    for (int i = 0; i < 4; i++) links[i] = (rs_link){1, 1000};
+    run_talkers(2, links, share_two_lanes, talkers);
+    assert_near(virtual_now(&talkers[0].clock), 1 + 4 + 1 + 1);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_only_latency_remains),
@@ -328,6 +349,7 @@ int main(void) {
         cmocka_unit_test(test_a_message_brings_its_senders_path),
         cmocka_unit_test(test_a_link_carries_one_message_at_a_time),
         cmocka_unit_test(test_background_is_hidden),
+        cmocka_unit_test(test_lanes_share_the_link),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }
