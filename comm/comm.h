@@ -2,8 +2,10 @@
  * made; a new network is one more file that fills in this table.
  *
  * All ranks that have bytes for each other in an exchange must call it, in the same order. A rank exchanges nothing,
- * and waits for nobody, where both its sizes are 0. An exchange in the background (begin, finish) has an order of its
- * own, apart from that of the others. */
+ * and waits for nobody, where both its sizes are 0. An exchange in the background (begin, finish) belongs to a lane,
+ * and each lane has an order of its own, apart from that of the others. A rank may begin it whenever it likes, but all
+ * ranks must finish it between the same two other exchanges, where finishing one in another lane counts as one: some
+ * networks move its bytes in finish alone. */
 #ifndef RS_COMM_COMM_H
 #define RS_COMM_COMM_H
 
@@ -17,6 +19,9 @@ typedef struct comm_part {
     size_t bytes;
 } comm_part;
 
+/* What may go on in the background at once. */
+typedef enum comm_lane { LANE_WEIGHTS, LANE_PAGES, LANES } comm_lane;
+
 typedef struct comm comm;
 struct comm {
     uint32_t rank, ranks;
@@ -28,10 +33,10 @@ struct comm {
     rs_status (*exchange)(comm *c, const comm_part *out, const comm_part *in);
 
     /* An exchange that goes on while this rank computes and exchanges: begin starts it and returns at once, finish
-     * waits until it is complete. One at a time. The two arrays are copied; their data must not be touched in between.
-     */
-    rs_status (*begin)(comm *c, const comm_part *out, const comm_part *in);
-    rs_status (*finish)(comm *c);
+     * waits until it is complete. One at a time in each lane. The two arrays are copied; their data must not be touched
+     * in between. */
+    rs_status (*begin)(comm *c, comm_lane lane, const comm_part *out, const comm_part *in);
+    rs_status (*finish)(comm *c, comm_lane lane);
 
     /* Makes every present and later exchange of the group fail with RS_PEER_LOST. Any thread. */
     void (*abort)(comm *c);

@@ -9,24 +9,31 @@
 /* Nobody waits long for a thread that only adds up; this bounds the wait if one hangs by a defect. */
 static const double DEADLINE_S = 600.0;
 
+typedef uint32_t way; /* a comm_lane, or FOREGROUND */
+enum { FOREGROUND = LANES, WAYS };
+
 /* What is sent in place of a message. */
 typedef struct note {
     double path[COSTS];       /* to the moment when its first byte leaves */
     double latency_s, wire_s; /* until the first byte arrives, and from there to the last */
+    double shared_s[LANES];   /* of that, what each lane had of the link */
     uint64_t bytes;
 } note;
+
+/* What goes one way. */
+typedef struct flow {
+    double out_free_s, in_free_s; /* when the link has carried what it was given, in either direction */
+    double late_s;                /* what others had of the link since an exchange in the background began */
+    note sent[RS_RANKS_MAX], got[RS_RANKS_MAX];
+    uint64_t bytes[RS_RANKS_MAX]; /* that are to come */
+} flow;
 
 typedef struct member {
     comm comm; /* first */
     comm *inner;
     const rs_link *links; /* [ranks] to each other rank */
     virtual_clock *clock;
-    double out_free_s, in_free_s; /* when the link has carried what it was given, in either direction */
-    double back_out_s, back_in_s; /* the same of exchanges in the background */
-    double before_s;              /* what other messages take of the link while one goes on in the background */
-    note sent[RS_RANKS_MAX], got[RS_RANKS_MAX];
-    note back_sent[RS_RANKS_MAX], back_got[RS_RANKS_MAX];
-    uint64_t back_bytes[RS_RANKS_MAX];
+    flow flows[WAYS];
 } member;
 
 struct dry_group {
@@ -40,47 +47,56 @@ static double start_of(const note *n) {
     return sum;
 }
 
-/* Writes the note of a message that leaves when the link is free, at *free_s. */
-static void write_note(member *m, uint32_t to, uint64_t bytes, double *free_s, double slower, note *out) {
+/* Writes the note of a message that leaves when the link has carried what went before it the same way. Lanes that
+ * still flow share the link with it until they or it have ended, and end later by what it had. */
+static void write_note(member *m, way w, uint32_t to, uint64_t bytes, note *out) {
     const rs_link *link = &m->links[to];
-    double now = virtual_now(m->clock), start = fmax(now, *free_s);
-    *out = (note){.latency_s = link->latency_s, .bytes = bytes};
-    if (link->bytes_per_s > 0) out->wire_s = slower * (double)bytes / link->bytes_per_s;
+    double now = virtual_now(m->clock), start = fmax(now, m->flows[w].out_free_s);
+    double alone_s = link->bytes_per_s > 0 ? (double)bytes / link->bytes_per_s : 0;
+    *out = (note){.latency_s = link->latency_s, .wire_s = alone_s, .bytes = bytes};
+    for (way lane = 0; lane < LANES; lane++) {
+        if (lane == w) continue;
+        out->shared_s[lane] = fmin(alone_s, fmax(0, m->flows[lane].out_free_s - start));
+        out->wire_s += out->shared_s[lane];
+        m->flows[lane].out_free_s += out->shared_s[lane];
+    }
     memcpy(out->path, m->clock->path, sizeof out->path);
     out->path[COST_NETWORK] += start - now;
-    *free_s = start + out->wire_s;
+    m->flows[w].out_free_s = start + out->wire_s;
     m->clock->messages++;
     m->clock->bytes += bytes;
 }
 
 /* Posts notes in place of what `out` holds; what will come is noted in `in_notes`. */
-static void write_all(member *m, const comm_part *out, const comm_part *in, double *free_s, double slower, note *sent,
-                      note *got, comm_part *out_notes, comm_part *in_notes) {
+static void write_all(member *m, way w, const comm_part *out, const comm_part *in, comm_part *out_notes,
+                      comm_part *in_notes) {
     uint32_t ranks = m->comm.ranks, own = m->comm.rank;
+    flow *f = &m->flows[w];
     bool any = false;
     for (uint32_t i = 1; i < ranks; i++) {
         uint32_t p = (own + i) % ranks; /* everyone starts with another peer, as comm/local does */
         out_notes[p] = in_notes[p] = (comm_part){NULL, 0};
         any = any || out[p].bytes > 0 || in[p].bytes > 0;
+        f->bytes[p] = in[p].bytes;
         if (out[p].bytes > 0) {
-            write_note(m, p, out[p].bytes, free_s, slower, &sent[p]);
-            out_notes[p] = (comm_part){&sent[p], sizeof(note)};
+            write_note(m, w, p, out[p].bytes, &f->sent[p]);
+            out_notes[p] = (comm_part){&f->sent[p], sizeof(note)};
         }
-        if (in[p].bytes > 0) in_notes[p] = (comm_part){&got[p], sizeof(note)};
+        if (in[p].bytes > 0) in_notes[p] = (comm_part){&f->got[p], sizeof(note)};
     }
     out_notes[own] = in_notes[own] = (comm_part){NULL, 0};
     m->clock->rounds += any;
 }
 
-/* Takes the messages one after another as their first bytes arrive, and waits for the last. `late_s`: what else the
- * link had to carry meanwhile. */
-static rs_status read_notes(member *m, const note *got, const uint64_t *bytes, double *free_s, double late_s) {
+/* Takes the messages one after another as their first bytes arrive, and waits for the last. */
+static rs_status read_notes(member *m, way w) {
+    flow *f = &m->flows[w];
+    const note *got = f->got, *last = NULL;
     bool taken[RS_RANKS_MAX] = {false};
-    const note *last = NULL;
     for (;;) {
         uint32_t next = m->comm.ranks;
         for (uint32_t p = 0; p < m->comm.ranks; p++) {
-            if (p == m->comm.rank || bytes[p] == 0 || taken[p]) continue;
+            if (p == m->comm.rank || f->bytes[p] == 0 || taken[p]) continue;
             if (next == m->comm.ranks ||
                 start_of(&got[p]) + got[p].latency_s < start_of(&got[next]) + got[next].latency_s) {
                 next = p;
@@ -89,17 +105,18 @@ static rs_status read_notes(member *m, const note *got, const uint64_t *bytes, d
         if (next == m->comm.ranks) break;
         taken[next] = true;
         last = &got[next];
-        if (last->bytes != bytes[next]) {
+        if (last->bytes != f->bytes[next]) {
             return status_fail(RS_BAD_FORMAT, "rank %u expected %zu bytes from rank %u and got %zu", m->comm.rank,
-                               (size_t)bytes[next], next, (size_t)last->bytes);
+                               (size_t)f->bytes[next], next, (size_t)last->bytes);
         }
-        *free_s = fmax(*free_s, start_of(last) + last->latency_s) + last->wire_s;
-        m->before_s += last->wire_s;
+        f->in_free_s = fmax(f->in_free_s, start_of(last) + last->latency_s) + last->wire_s;
+        for (way lane = 0; lane < LANES; lane++) m->flows[lane].late_s += last->shared_s[lane];
     }
     if (last == NULL) return RS_OK;
+    f->in_free_s += f->late_s;
     double path[COSTS];
     memcpy(path, last->path, sizeof path);
-    path[COST_NETWORK] += *free_s + late_s - start_of(last);
+    path[COST_NETWORK] += f->in_free_s - start_of(last);
     virtual_wait(m->clock, path);
     return RS_OK;
 }
@@ -107,29 +124,25 @@ static rs_status read_notes(member *m, const note *got, const uint64_t *bytes, d
 static rs_status exchange(comm *c, const comm_part *out, const comm_part *in) {
     member *m = (member *)c;
     comm_part out_notes[RS_RANKS_MAX], in_notes[RS_RANKS_MAX];
-    uint64_t bytes[RS_RANKS_MAX];
-    for (uint32_t p = 0; p < c->ranks; p++) bytes[p] = in[p].bytes;
-    /* While an exchange in the background flows, each gets half of the link. */
-    double slower = m->back_out_s > virtual_now(m->clock) ? 2 : 1;
-    write_all(m, out, in, &m->out_free_s, slower, m->sent, m->got, out_notes, in_notes);
+    write_all(m, FOREGROUND, out, in, out_notes, in_notes);
     RS_TRY(m->inner->exchange(m->inner, out_notes, in_notes));
-    return read_notes(m, m->got, bytes, &m->in_free_s, 0);
+    return read_notes(m, FOREGROUND);
 }
 
-static rs_status begin(comm *c, const comm_part *out, const comm_part *in) {
+static rs_status begin(comm *c, comm_lane lane, const comm_part *out, const comm_part *in) {
     member *m = (member *)c;
+    flow *f = &m->flows[lane];
     comm_part out_notes[RS_RANKS_MAX], in_notes[RS_RANKS_MAX];
-    for (uint32_t p = 0; p < c->ranks; p++) m->back_bytes[p] = in[p].bytes;
-    m->back_out_s = fmax(m->back_out_s, m->out_free_s);
-    m->before_s = 0;
-    write_all(m, out, in, &m->back_out_s, 1, m->back_sent, m->back_got, out_notes, in_notes);
-    return m->inner->begin(m->inner, out_notes, in_notes);
+    f->out_free_s = fmax(f->out_free_s, m->flows[FOREGROUND].out_free_s);
+    f->late_s = 0;
+    write_all(m, lane, out, in, out_notes, in_notes);
+    return m->inner->begin(m->inner, lane, out_notes, in_notes);
 }
 
-static rs_status finish(comm *c) {
+static rs_status finish(comm *c, comm_lane lane) {
     member *m = (member *)c;
-    RS_TRY(m->inner->finish(m->inner));
-    return read_notes(m, m->back_got, m->back_bytes, &m->back_in_s, m->before_s / 2);
+    RS_TRY(m->inner->finish(m->inner, lane));
+    return read_notes(m, lane);
 }
 
 static void abort_group(comm *c) {
@@ -166,6 +179,8 @@ comm *dry_group_comm(dry_group *g, uint32_t rank, virtual_clock *clock) {
 }
 
 void dry_group_rest(dry_group *g, uint32_t rank) {
-    member *m = &g->members[rank];
-    m->out_free_s = m->in_free_s = m->back_out_s = m->back_in_s = m->before_s = 0;
+    for (way w = 0; w < WAYS; w++) {
+        flow *f = &g->members[rank].flows[w];
+        f->out_free_s = f->in_free_s = f->late_s = 0;
+    }
 }

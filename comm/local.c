@@ -13,8 +13,9 @@
 
 enum { LINE_BYTES = 64 };
 
-/* Exchanges of either kind meet in mailboxes of their own, since either may overtake the other. */
-typedef enum lane { FOREGROUND, BACKGROUND, LANES } lane;
+/* The foreground and each lane meet in mailboxes of their own, since any may overtake the others. */
+typedef uint32_t way; /* a comm_lane, or FOREGROUND */
+enum { FOREGROUND = LANES, WAYS };
 
 /* Written by the sender while empty, by the receiver while full. */
 typedef struct mailbox {
@@ -29,19 +30,19 @@ typedef struct member {
     pthread_mutex_t lock; /* held to fall asleep and to wake */
     pthread_cond_t wake;
     atomic_bool asleep;
-    _Alignas(LINE_BYTES) spin spin;                /* the member's alone, and written all the time */
-    comm_part out[RS_RANKS_MAX], in[RS_RANKS_MAX]; /* of the exchange in the background */
+    _Alignas(LINE_BYTES) spin spin; /* the member's alone, and written all the time */
+    comm_part out[LANES][RS_RANKS_MAX], in[LANES][RS_RANKS_MAX];
 } member;
 
 struct local_group {
     atomic_bool aborted;
     uint32_t ranks;
-    mailbox *boxes; /* [lanes][ranks to][ranks from] */
+    mailbox *boxes; /* [ways][ranks to][ranks from] */
     member members[];
 };
 
-static mailbox *box(local_group *g, lane way, uint32_t from, uint32_t to) {
-    return &g->boxes[((size_t)way * g->ranks + to) * g->ranks + from];
+static mailbox *box(local_group *g, way w, uint32_t from, uint32_t to) {
+    return &g->boxes[((size_t)w * g->ranks + to) * g->ranks + from];
 }
 
 static void wake(member *m) {
@@ -79,9 +80,9 @@ static rs_status wait_box(member *m, const mailbox *b, bool full, uint32_t peer,
 }
 
 /* Copies what `peer` posted for this rank. */
-static rs_status receive(member *m, lane way, uint32_t peer, comm_part part, const struct timespec *until) {
+static rs_status receive(member *m, way w, uint32_t peer, comm_part part, const struct timespec *until) {
     local_group *g = m->group;
-    mailbox *b = box(g, way, peer, m->comm.rank);
+    mailbox *b = box(g, w, peer, m->comm.rank);
     RS_TRY(wait_box(m, b, true, peer, until));
     if (b->bytes != part.bytes) {
         return status_fail(RS_BAD_FORMAT, "rank %u expected %zu bytes from rank %u and got %zu", m->comm.rank,
@@ -92,12 +93,12 @@ static rs_status receive(member *m, lane way, uint32_t peer, comm_part part, con
     return RS_OK;
 }
 
-static rs_status post(member *m, lane way, const comm_part *out) {
+static rs_status post(member *m, way w, const comm_part *out) {
     local_group *g = m->group;
     if (atomic_load(&g->aborted)) return status_fail(RS_PEER_LOST, "rank %u: the group was aborted", m->comm.rank);
     for (uint32_t p = 0; p < g->ranks; p++) {
         if (p == m->comm.rank || out[p].bytes == 0) continue;
-        mailbox *b = box(g, way, m->comm.rank, p);
+        mailbox *b = box(g, w, m->comm.rank, p);
         b->data = out[p].data;
         b->bytes = out[p].bytes;
         set_box(b, true, &g->members[p]);
@@ -106,16 +107,16 @@ static rs_status post(member *m, lane way, const comm_part *out) {
 }
 
 /* Receives what others posted, and waits until they have what this rank posted. */
-static rs_status complete(member *m, lane way, const comm_part *out, const comm_part *in) {
+static rs_status complete(member *m, way w, const comm_part *out, const comm_part *in) {
     local_group *g = m->group;
     uint32_t own = m->comm.rank;
     struct timespec until = clock_after(m->comm.deadline_s);
     for (uint32_t i = 1; i < g->ranks; i++) {
         uint32_t p = (own + i) % g->ranks; /* everyone starts with another peer */
-        if (in[p].bytes > 0) RS_TRY(receive(m, way, p, in[p], &until));
+        if (in[p].bytes > 0) RS_TRY(receive(m, w, p, in[p], &until));
     }
     for (uint32_t p = 0; p < g->ranks; p++) {
-        if (p != own && out[p].bytes > 0) RS_TRY(wait_box(m, box(g, way, own, p), false, p, &until));
+        if (p != own && out[p].bytes > 0) RS_TRY(wait_box(m, box(g, w, own, p), false, p, &until));
     }
     return RS_OK;
 }
@@ -126,16 +127,16 @@ static rs_status exchange(comm *c, const comm_part *out, const comm_part *in) {
     return complete(m, FOREGROUND, out, in);
 }
 
-static rs_status begin(comm *c, const comm_part *out, const comm_part *in) {
+static rs_status begin(comm *c, comm_lane lane, const comm_part *out, const comm_part *in) {
     member *m = (member *)c;
-    memcpy(m->out, out, c->ranks * sizeof *out);
-    memcpy(m->in, in, c->ranks * sizeof *in);
-    return post(m, BACKGROUND, m->out);
+    memcpy(m->out[lane], out, c->ranks * sizeof *out);
+    memcpy(m->in[lane], in, c->ranks * sizeof *in);
+    return post(m, lane, m->out[lane]);
 }
 
-static rs_status finish(comm *c) {
+static rs_status finish(comm *c, comm_lane lane) {
     member *m = (member *)c;
-    return complete(m, BACKGROUND, m->out, m->in);
+    return complete(m, lane, m->out[lane], m->in[lane]);
 }
 
 static void abort_group(comm *c) {
@@ -148,7 +149,7 @@ rs_status local_group_open(uint32_t ranks, double deadline_s, bool roomy, local_
     assert(ranks >= 1 && ranks <= RS_RANKS_MAX);
     size_t bytes = sizeof(local_group) + ranks * sizeof(member);
     local_group *g = aligned_alloc(LINE_BYTES, bytes);
-    size_t boxes_bytes = (size_t)LANES * ranks * ranks * sizeof(mailbox);
+    size_t boxes_bytes = (size_t)WAYS * ranks * ranks * sizeof(mailbox);
     mailbox *boxes = aligned_alloc(LINE_BYTES, boxes_bytes);
     if (g == NULL || boxes == NULL) {
         free(g);

@@ -38,13 +38,15 @@ static const double NAP_S = 500e-6;
  * and for connections to be closed. */
 static const double SETTLE_S = 0.02, CLOSE_S = 1.0;
 
-/* Exchanges of either kind are matched apart, since either may overtake the other. */
-typedef enum way { FOREGROUND, BACKGROUND, WAYS } way;
+/* The foreground and each lane are matched apart, since any may overtake the others. */
+typedef uint32_t way; /* a comm_lane, or FOREGROUND */
+enum { FOREGROUND = LANES, WAYS };
 
 /* A tag is epoch, way, sender and number of the exchange between the two, modulo its bits: those never differ by more
  * than one between two ranks. */
-enum { SEQUENCE_BITS = 25, RANK_BITS = 6, EPOCH_SHIFT = 32 };
-_Static_assert(1 << RANK_BITS == RS_RANKS_MAX && SEQUENCE_BITS + RANK_BITS + 1 == EPOCH_SHIFT, "a tag has 64 bits");
+enum { SEQUENCE_BITS = 24, RANK_BITS = 6, WAY_BITS = 2, EPOCH_SHIFT = 32 };
+_Static_assert(1 << RANK_BITS == RS_RANKS_MAX && WAYS <= 1 << WAY_BITS, "a tag tells all ranks and ways apart");
+_Static_assert(SEQUENCE_BITS + RANK_BITS + WAY_BITS == EPOCH_SHIFT, "a tag has 64 bits");
 
 /* One message, sent or expected. */
 typedef struct transfer {
@@ -57,11 +59,12 @@ typedef struct transfer {
     size_t bytes; /* expected, when receiving */
 } transfer;
 
-typedef struct lane {
+/* What goes one way. */
+typedef struct flow {
     uint32_t open; /* transfers under way */
     uint32_t sequence[RS_RANKS_MAX];
     transfer out[RS_RANKS_MAX], in[RS_RANKS_MAX];
-} lane;
+} flow;
 
 /* What a rank tells the others beside exchanges, as an active message without data. */
 typedef enum notice_kind { NOTICE_ABORT = 1, NOTICE_LEAVE } notice_kind;
@@ -88,7 +91,7 @@ struct ucx_comm {
     pthread_cond_t resume;
     pthread_t thread; /* of the background */
     bool has_thread, thread_polls, closing;
-    lane lanes[WAYS];
+    flow flows[WAYS];
     ucp_ep_h endpoints[RS_RANKS_MAX]; /* NULL: own, not connected or closed */
     bool has_left[RS_RANKS_MAX];
     uint32_t errands; /* notices and closures under way */
@@ -119,8 +122,8 @@ static void blame_lost(ucx_comm *u, uint32_t peer, const char *how) {
 }
 
 static bool awaits(const ucx_comm *u, uint32_t peer) {
-    for (int w = 0; w < WAYS; w++) {
-        if (u->lanes[w].in[peer].under_way || u->lanes[w].out[peer].under_way) return true;
+    for (way w = 0; w < WAYS; w++) {
+        if (u->flows[w].in[peer].under_way || u->flows[w].out[peer].under_way) return true;
     }
     return false;
 }
@@ -254,17 +257,24 @@ static void set_notice(ucx_comm *u, notice_kind kind) {
         (notice){.epoch = u->epoch, .kind = (uint8_t)kind, .sender = (uint8_t)u->comm.rank, .culprit = u->culprit};
 }
 
+/* Transfers under way in the first `ways`: LANES, or WAYS with the foreground. */
+static uint32_t open_transfers(const ucx_comm *u, way ways) {
+    uint32_t open = 0;
+    for (way w = 0; w < ways; w++) open += u->flows[w].open;
+    return open;
+}
+
 /* After a failure: ends all transfers, so that the caller's memory is his again. What is expected can be withdrawn,
  * but what two ranks are in the midst of ends only with their connection; the other is told first whose fault it is. */
 static void withdraw(ucx_comm *u) {
-    if (u->lanes[FOREGROUND].open + u->lanes[BACKGROUND].open == 0) return;
-    for (int w = 0; w < WAYS; w++) {
+    if (open_transfers(u, WAYS) == 0) return;
+    for (way w = 0; w < WAYS; w++) {
         for (uint32_t p = 0; p < u->comm.ranks; p++) {
-            transfer *t = &u->lanes[w].in[p];
+            transfer *t = &u->flows[w].in[p];
             if (t->under_way && t->request != NULL) ucp_request_cancel(u->worker, t->request);
         }
     }
-    for (int w = 0; w < WAYS; w++) run_down(u, &u->lanes[w].open, SETTLE_S);
+    for (way w = 0; w < WAYS; w++) run_down(u, &u->flows[w].open, SETTLE_S);
     set_notice(u, NOTICE_ABORT);
     for (uint32_t p = 0; p < u->comm.ranks; p++) {
         if (awaits(u, p)) send_notice(u, p);
@@ -273,14 +283,14 @@ static void withdraw(ucx_comm *u) {
     for (uint32_t p = 0; p < u->comm.ranks; p++) {
         if (awaits(u, p)) close_endpoint(u, p, true);
     }
-    for (int w = 0; w < WAYS; w++) run_down(u, &u->lanes[w].open, CLOSE_S);
-    u->mute = u->lanes[FOREGROUND].open + u->lanes[BACKGROUND].open > 0;
+    for (way w = 0; w < WAYS; w++) run_down(u, &u->flows[w].open, CLOSE_S);
+    u->mute = open_transfers(u, WAYS) > 0;
 }
 
 /* ---- Exchanges */
 
 static uint64_t tag_of(const ucx_comm *u, way w, uint32_t sender, uint32_t sequence) {
-    uint32_t low = ((uint32_t)w << RANK_BITS | sender) << SEQUENCE_BITS | (sequence & ((1u << SEQUENCE_BITS) - 1));
+    uint32_t low = (w << RANK_BITS | sender) << SEQUENCE_BITS | (sequence & ((1u << SEQUENCE_BITS) - 1));
     return (uint64_t)u->epoch << EPOCH_SHIFT | low;
 }
 
@@ -288,7 +298,7 @@ static void end_transfer(transfer *t, ucs_status_t status, size_t bytes) {
     ucx_comm *u = t->owner;
     t->under_way = false;
     t->request = NULL;
-    u->lanes[t->way].open--;
+    u->flows[t->way].open--;
     if (status == UCS_ERR_MESSAGE_TRUNCATED || (status == UCS_OK && t->receives && bytes != t->bytes)) {
         blame(u, RS_BAD_FORMAT, u->comm.rank, "rank %u expected %zu bytes from rank %u and got %zu", u->comm.rank,
               t->bytes, t->peer, bytes);
@@ -320,29 +330,29 @@ static transfer *begin_transfer(ucx_comm *u, transfer *t, transfer value) {
     *t = value;
     t->owner = u;
     t->under_way = true;
-    u->lanes[t->way].open++;
+    u->flows[t->way].open++;
     return t;
 }
 
 /* Always by callback: what UCX returns when a message of several pieces is there at once lacks its size. */
 static void start_receive(ucx_comm *u, way w, uint32_t peer, comm_part part) {
-    lane *l = &u->lanes[w];
-    transfer *t = begin_transfer(u, &l->in[peer], (transfer){.receives = true, .way = w, .peer = peer});
+    flow *f = &u->flows[w];
+    transfer *t = begin_transfer(u, &f->in[peer], (transfer){.receives = true, .way = w, .peer = peer});
     t->bytes = part.bytes;
     ucp_request_param_t param = {.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
                                                  UCP_OP_ATTR_FLAG_NO_IMM_CMPL,
                                  .cb.recv = on_received,
                                  .user_data = t};
-    uint64_t tag = tag_of(u, w, peer, l->sequence[peer]);
+    uint64_t tag = tag_of(u, w, peer, f->sequence[peer]);
     note_transfer(t, ucp_tag_recv_nbx(u->worker, part.data, part.bytes, tag, UINT64_MAX, &param));
 }
 
 static void start_send(ucx_comm *u, way w, uint32_t peer, comm_part part) {
-    lane *l = &u->lanes[w];
-    transfer *t = begin_transfer(u, &l->out[peer], (transfer){.way = w, .peer = peer});
+    flow *f = &u->flows[w];
+    transfer *t = begin_transfer(u, &f->out[peer], (transfer){.way = w, .peer = peer});
     ucp_request_param_t param = {
         .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA, .cb.send = on_sent, .user_data = t};
-    uint64_t tag = tag_of(u, w, u->comm.rank, l->sequence[peer]++);
+    uint64_t tag = tag_of(u, w, u->comm.rank, f->sequence[peer]++);
     note_transfer(t, ucp_tag_send_nbx(u->endpoints[peer], part.data, part.bytes, tag, &param));
 }
 
@@ -366,19 +376,19 @@ static void look_for_abort(ucx_comm *u) {
     if (atomic_load(&u->aborted)) blame(u, RS_PEER_LOST, u->comm.rank, "rank %u: the group was aborted", u->comm.rank);
 }
 
-static void blame_late(ucx_comm *u, const lane *l) {
+static void blame_late(ucx_comm *u, const flow *f) {
     uint32_t p = 0;
-    while (p + 1 < u->comm.ranks && !l->in[p].under_way) p++;
-    for (uint32_t q = 0; !l->in[p].under_way && q < u->comm.ranks; q++) {
-        if (l->out[q].under_way) p = q;
+    while (p + 1 < u->comm.ranks && !f->in[p].under_way) p++;
+    for (uint32_t q = 0; !f->in[p].under_way && q < u->comm.ranks; q++) {
+        if (f->out[q].under_way) p = q;
     }
     blame(u, RS_PEER_LATE, p, "rank %u waited %.0f s for rank %u", u->comm.rank, u->comm.deadline_s, p);
 }
 
-/* Waits until nothing of the lane is under way, or in vain. */
-static void complete(ucx_comm *u, const lane *l) {
+/* Waits until nothing of the flow is under way, or in vain. */
+static void complete(ucx_comm *u, const flow *f) {
     double until = clock_s() + u->comm.deadline_s;
-    for (look_for_abort(u); l->open > 0 && u->status == RS_OK; look_for_abort(u)) {
+    for (look_for_abort(u); f->open > 0 && u->status == RS_OK; look_for_abort(u)) {
         if (ucp_worker_progress(u->worker) == 0) {
             pthread_mutex_unlock(&u->lock); /* for abort, which must not wait for a spinning thread */
             bool awake = spin_on(&u->spin);
@@ -386,7 +396,7 @@ static void complete(ucx_comm *u, const lane *l) {
             if (awake) continue;
             sleep_until(u, until);
         }
-        if (clock_s() >= until && l->open > 0) blame_late(u, l);
+        if (clock_s() >= until && f->open > 0) blame_late(u, f);
     }
     spin_end(&u->spin);
 }
@@ -403,27 +413,27 @@ static rs_status exchange(comm *c, const comm_part *out, const comm_part *in) {
     enter(u);
     look_for_abort(u);
     if (u->status == RS_OK) post(u, FOREGROUND, out, in);
-    complete(u, &u->lanes[FOREGROUND]);
+    complete(u, &u->flows[FOREGROUND]);
     rs_status status = verdict(u);
     leave(u);
     return status;
 }
 
-static rs_status begin(comm *c, const comm_part *out, const comm_part *in) {
+static rs_status begin(comm *c, comm_lane lane, const comm_part *out, const comm_part *in) {
     ucx_comm *u = (ucx_comm *)c;
     enter(u);
     look_for_abort(u);
-    if (u->status == RS_OK) post(u, BACKGROUND, out, in);
+    if (u->status == RS_OK) post(u, lane, out, in);
     rs_status status = verdict(u);
     stir_background(u);
     leave(u);
     return status;
 }
 
-static rs_status finish(comm *c) {
+static rs_status finish(comm *c, comm_lane lane) {
     ucx_comm *u = (ucx_comm *)c;
     enter(u);
-    complete(u, &u->lanes[BACKGROUND]);
+    complete(u, &u->flows[lane]);
     rs_status status = verdict(u);
     leave(u);
     return status;
@@ -457,10 +467,10 @@ static void nap(ucx_comm *u) {
     pthread_cond_timedwait(&u->resume, &u->lock, &end);
 }
 
-/* An exchange in the background; after a failure or an abort only what tells the others of it. */
+/* Exchanges in the background; after a failure or an abort only what tells the others of it. */
 static bool background_has_work(const ucx_comm *u) {
     bool failed = u->status != RS_OK || atomic_load(&u->aborted);
-    return failed ? u->errands > 0 && !u->mute : u->lanes[BACKGROUND].open > 0;
+    return failed ? u->errands > 0 && !u->mute : open_transfers(u, LANES) > 0;
 }
 
 /* Moves the background's bytes while the rank's thread is elsewhere. */

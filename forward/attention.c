@@ -43,37 +43,47 @@ static void attend_whole(forward *f, uint32_t layer, const query_rows *r, size_t
     f->d->ops->attend_finish(f->d, r->state, lse, r->rows, r->heads, f->m->h->head_dim);
 }
 
-/* Rows are here, pages come: every rank sends its pages of this layer to all others, a portion at a time, and
- * attends to each portion when it is complete. */
-static rs_status attend_travelling(forward *f, const step *s, uint32_t layer, const query_rows *mine) {
-    const kv_cache *kv = f->kv;
-    forward_buffers *b = &f->b;
-    uint32_t ranks = f->c->ranks, next[RS_RANKS_MAX];
-    size_t portion = forward_portion(f->m);
-    for (uint32_t p = 0; p < ranks; p++) next[p] = kv_first_page(f->m->h, layer, s->first);
-    uint8_t *send = (uint8_t *)b->send, *receive = (uint8_t *)b->receive;
-    for (;;) {
-        comm_part parts[RS_RANKS_MAX];
-        size_t listed = 0, own = 0;
-        for (uint32_t p = 0; p < ranks; p++) {
-            page_ref *list = b->list + listed;
-            size_t n = kv_list(kv, p, layer, s->first + s->count, &next[p], list, portion);
-            uint8_t *place = receive + p * portion * kv->page_bytes;
-            parts[p] = (comm_part){place, n * kv->page_bytes};
-            for (size_t i = 0; i < n; i++) {
-                if (p == f->rank) {
-                    memcpy(send + i * kv->page_bytes, list[i].data, kv->page_bytes);
-                } else {
-                    list[i].data = place + i * kv->page_bytes;
-                }
-            }
-            if (p == f->rank) own = n;
-            listed += n;
-        }
-        if (listed == 0) return RS_OK;
-        RS_TRY(comm_gather(f->c, send, own * kv->page_bytes, parts));
-        attend(f, layer, mine, listed);
+/* Sends the next portion of this rank's pages of a layer to all others, in the background, and lists the portion: `own`
+ * pages where they are, then `others` in rank order where they will be, from `place` on. */
+static rs_status begin_portion(forward *f, const step *s, uint32_t layer, uint32_t next[], uint8_t *place,
+                               page_ref *list, size_t *own, size_t *others) {
+    comm_part out[RS_RANKS_MAX], in[RS_RANKS_MAX];
+    size_t portion = forward_portion(f->m), bytes = f->kv->page_bytes;
+    uint32_t end = s->first + s->count;
+    uint8_t *send = (uint8_t *)f->b.send;
+    *own = kv_list(f->kv, f->rank, layer, end, &next[f->rank], list, portion);
+    for (size_t i = 0; i < *own; i++) memcpy(send + i * bytes, list[i].data, bytes);
+    list += *own;
+    *others = 0;
+    for (uint32_t p = 0; p < f->c->ranks; p++) {
+        size_t n = p == f->rank ? 0 : kv_list(f->kv, p, layer, end, &next[p], list, portion);
+        out[p] = (comm_part){send, *own * bytes};
+        in[p] = (comm_part){place, n * bytes};
+        for (size_t i = 0; i < n; i++, place += bytes) list[i].data = place;
+        list += n;
+        *others += n;
     }
+    return f->c->begin(f->c, LANE_PAGES, out, in);
+}
+
+/* Rows are here, pages come: every rank sends its pages of this layer to all others, a portion at a time. While one
+ * travels the rank attends to its own pages of that and to the others' of the one before. So the order of merging
+ * depends on the deal alone, not on when pages arrive. */
+static rs_status attend_travelling(forward *f, const step *s, uint32_t layer, const query_rows *mine) {
+    uint32_t next[RS_RANKS_MAX];
+    page_ref *list = f->b.list;
+    uint8_t *receive = (uint8_t *)f->b.receive;
+    size_t half = (f->c->ranks - 1) * forward_portion(f->m) * f->kv->page_bytes, at = 0, arrived = 0, own, others;
+    for (uint32_t p = 0; p < f->c->ranks; p++) next[p] = kv_first_page(f->m->h, layer, s->first);
+    do {
+        RS_TRY(begin_portion(f, s, layer, next, receive + at, list + arrived, &own, &others));
+        attend(f, layer, mine, arrived + own);
+        RS_TRY(f->c->finish(f->c, LANE_PAGES));
+        memmove(list, list + arrived + own, others * sizeof *list);
+        arrived = others;
+        at = half - at;
+    } while (own + others > 0);
+    return RS_OK;
 }
 
 /* Positions of a rank's rows among tokens [begin, end); NULL: only counts them. */

@@ -70,7 +70,7 @@ static void wire_floats(const model_view *m, uint32_t rank, size_t *send, size_t
     if (s->rows_spread) {
         size_t portion = forward_portion(m) * page_bytes(m->kv, h->kv_heads, d) / sizeof(float);
         *send = size_max(*send, portion);
-        *receive = size_max(*receive, s->ranks * portion);
+        *receive = size_max(*receive, 2 * (s->ranks - 1) * portion);
         size_t queries = query_rows(m) * h->heads, mine = rows_among(m, rank, query_rows(m)) * h->heads;
         *send = size_max(*send, queries * (d + 1));
         *receive = size_max(*receive, size_max(queries * d, (s->ranks - 1) * mine * (d + 1)));
@@ -106,7 +106,7 @@ void forward_layout(forward_buffers *b, arena *a, const model_view *m, uint32_t 
     b->token = arena_take(a, rows, sizeof *b->token);
     b->page = arena_take(a, rows, sizeof *b->page);
     b->list_max = size_max(deal_count(m->deal, sharding_party(m->s, rank), m->deal->pages),
-                           m->s->rows_spread ? m->s->ranks * forward_portion(m) : 0);
+                           m->s->rows_spread ? 2 * m->s->ranks * forward_portion(m) : 0);
     b->list = arena_take(a, b->list_max, sizeof *b->list);
     b->logits = arena_take(a, h->vocab, f);
     size_t send, receive, before = a->used;

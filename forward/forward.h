@@ -15,7 +15,8 @@
 
 enum {
     TRAVEL_ROWS = 16,        /* travel_rows of ranks that share the weights: these cost nothing to reach */
-    PORTION_PAGES = 48,      /* pages of all ranks together that travel at once, at least one of each */
+    PORTION_PAGES = 48,      /* pages of all ranks together that travel at once, at least one of each; two portions */
+                             /* of other ranks' pages are held, one that arrives and one that is attended to */
     QUERY_ROWS = 512,        /* rows of all ranks together whose queries travel at once */
     REDUCE_FLOATS = 1 << 20, /* partial sums of all ranks that are received at once, at least one row of each */
 };

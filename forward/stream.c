@@ -36,14 +36,14 @@ rs_status stream_begin(forward *f, uint32_t layer) {
     const uint8_t *run = f->weights.layers[layer].q.data; /* ranks whose pages are dealt run every layer */
     for (uint32_t p = 0; p < f->c->ranks; p++) out[p] = (comm_part){(void *)(run + whole - bytes), bytes};
     place_messages(f, layer, in);
-    return f->c->begin(f->c, out, in);
+    return f->c->begin(f->c, LANE_WEIGHTS, out, in);
 }
 
 rs_status stream_finish(forward *f, uint32_t layer, layer_weights parts[]) {
     comm_part in[RS_RANKS_MAX];
     const uint8_t *runs[RS_RANKS_MAX];
     const model_view *m = f->m;
-    RS_TRY(f->c->finish(f->c));
+    RS_TRY(f->c->finish(f->c, LANE_WEIGHTS));
     place_messages(f, layer, in);
     for (uint32_t p = 0; p < f->c->ranks; p++) runs[p] = in[p].data;
     run_join(&m->w->layers[layer], m->h, m->s, f->rank, &f->weights.layers[layer], runs, parts);

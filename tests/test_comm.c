@@ -297,35 +297,44 @@ static bool traffic_intact(const traffic *t, const comm *c, uint32_t round) {
     return intact;
 }
 
-/* In each round SERIES exchanges in the foreground and one in the background. A rank begins that at a moment of its
- * own up to `middle`, which all have in common, and ends it then; or later, where bytes move without its help: a local
- * rank copies in finish alone. */
+/* In each round SERIES exchanges in the foreground and one in each lane. A rank begins that at a moment of its own up
+ * to one that all have in common, and finishes it then; or later, and the lanes in an order of its own, where bytes
+ * move without its help: a local rank copies in finish alone. */
 static void overtake(member *m) {
     comm *c = m->c;
-    traffic *front = traffic_new(c->ranks, 3000000), *back = traffic_new(c->ranks, 3000000);
+    traffic *front = traffic_new(c->ranks, 3000000), *back[LANES];
     uint64_t common = 11, own = c->rank + 1;
+    for (int lane = 0; lane < LANES; lane++) back[lane] = traffic_new(c->ranks, 3000000);
     for (uint32_t round = 0; round < BULK_ROUNDS && !m->wrong; round++) {
-        uint32_t middle = random_next(&common) % (SERIES + 1);
-        uint32_t first = random_next(&own) % (middle + 1);
-        uint32_t last = over_ucx ? middle + random_next(&own) % (SERIES + 1 - middle) : middle;
+        uint32_t first[LANES], last[LANES], ahead = round * 100, behind = ahead + 50;
+        for (int lane = 0; lane < LANES; lane++) {
+            uint32_t middle = random_next(&common) % (SERIES + 1);
+            first[lane] = random_next(&own) % (middle + 1);
+            last[lane] = over_ucx ? middle + random_next(&own) % (SERIES + 1 - middle) : middle;
+        }
         for (uint32_t i = 0; i <= SERIES && !m->wrong; i++) {
-            uint32_t behind = round * 100, ahead = round * 100 + 1 + i;
-            if (i == first) {
-                traffic_prepare(back, c, behind);
-                m->wrong |= c->begin(c, back->out, back->in) != RS_OK;
+            for (uint32_t lane = 0; lane < LANES && !m->wrong; lane++) {
+                if (i != first[lane]) continue;
+                traffic_prepare(back[lane], c, behind + lane);
+                m->wrong |= c->begin(c, lane, back[lane]->out, back[lane]->in) != RS_OK;
             }
-            if (i == last) m->wrong |= c->finish(c) != RS_OK || !traffic_intact(back, c, behind);
+            for (uint32_t k = 0; k < LANES && !m->wrong; k++) {
+                uint32_t lane = over_ucx ? (c->rank + k) % LANES : k;
+                if (i == last[lane]) {
+                    m->wrong |= c->finish(c, lane) != RS_OK || !traffic_intact(back[lane], c, behind + lane);
+                }
+            }
             if (i == SERIES || m->wrong) continue;
-            traffic_prepare(front, c, ahead);
-            m->wrong |= c->exchange(c, front->out, front->in) != RS_OK || !traffic_intact(front, c, ahead);
+            traffic_prepare(front, c, ahead + i);
+            m->wrong |= c->exchange(c, front->out, front->in) != RS_OK || !traffic_intact(front, c, ahead + i);
         }
     }
     if (m->wrong) c->abort(c);
     traffic_free(front);
-    traffic_free(back);
+    for (int lane = 0; lane < LANES; lane++) traffic_free(back[lane]);
 }
 
-static void test_either_kind_of_exchange_overtakes_the_other(void **state) {
+static void test_exchanges_of_any_kind_overtake_others(void **state) {
     (void)state;
     for (uint32_t ranks = 2; ranks <= 4; ranks++) {
         run(ranks, 600.0, overtake);
@@ -344,9 +353,9 @@ static void bulk_in_background(member *m) {
         t->in[p] = (comm_part){t->received[p], BULK_BYTES - p};
         fill(t->sent[p], t->out[p].bytes, c->rank, p, 3);
     }
-    m->wrong = c->begin(c, t->out, t->in) != RS_OK;
+    m->wrong = c->begin(c, LANE_PAGES, t->out, t->in) != RS_OK;
     if (c->rank == 0) usleep(20000);
-    m->wrong |= c->finish(c) != RS_OK || !traffic_intact(t, c, 3);
+    m->wrong |= c->finish(c, LANE_PAGES) != RS_OK || !traffic_intact(t, c, 3);
     traffic_free(t);
 }
 
@@ -400,7 +409,7 @@ static void wait_for_ever(member *m) {
     if (c->rank == 0) {
         comm_part none[2] = {0}, part[2] = {{m->values, 8}, {m->values, 8}};
         m->status = c->exchange(c, none, part);
-        m->wrong = c->exchange(c, none, part) != RS_PEER_LOST || c->begin(c, none, part) != RS_PEER_LOST;
+        m->wrong = c->exchange(c, none, part) != RS_PEER_LOST || c->begin(c, LANE_PAGES, none, part) != RS_PEER_LOST;
     } else {
         usleep(50000);
         members[0].c->abort(members[0].c);
@@ -425,8 +434,8 @@ static void abort_the_background(member *m) {
         usleep(20000);
         c->abort(c);
     } else {
-        m->status = c->begin(c, t->out, t->in);
-        m->status = c->finish(c);
+        m->status = c->begin(c, LANE_PAGES, t->out, t->in);
+        m->status = c->finish(c, LANE_PAGES);
     }
 }
 
@@ -614,7 +623,7 @@ static int run_threads(const network *n) {
         cmocka_unit_test(test_exchange_of_any_sizes),
         cmocka_unit_test(test_reduce_gives_all_ranks_the_same_bits),
         cmocka_unit_test(test_hops_carry_from_first_to_last),
-        cmocka_unit_test(test_either_kind_of_exchange_overtakes_the_other),
+        cmocka_unit_test(test_exchanges_of_any_kind_overtake_others),
         cmocka_unit_test(test_large_messages_in_the_background),
         cmocka_unit_test(test_an_absent_rank_is_late),
         cmocka_unit_test(test_nothing_is_written_after_the_deadline),

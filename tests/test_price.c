@@ -333,9 +333,9 @@ static void test_a_reduction_costs_its_bytes_and_latencies(void **unused) {
 
 static void stream_and_compute(talker *t) {
     comm_part parts[2] = {{t, 4000}, {t, 4000}};
-    assert_int_equal(t->c->begin(t->c, parts, parts), RS_OK);
+    assert_int_equal(t->c->begin(t->c, LANE_WEIGHTS, parts, parts), RS_OK);
     virtual_spend(&t->clock, COST_WEIGHTS, 3);
-    assert_int_equal(t->c->finish(t->c), RS_OK);
+    assert_int_equal(t->c->finish(t->c, LANE_WEIGHTS), RS_OK);
 }
 
 /* What goes on in the background costs only what outlasts the work beside it. */
@@ -352,6 +352,61 @@ static void test_background_is_hidden(void **unused) {
     assert_near(talkers[0].clock.own[COST_NETWORK], 0);
 }
 
+static void share_two_lanes(talker *t) {
+    comm_part bulk[2] = {{t, 4000}, {t, 4000}}, pages[2] = {{t, 1000}, {t, 1000}};
+    assert_int_equal(t->c->begin(t->c, LANE_WEIGHTS, bulk, bulk), RS_OK);
+    assert_int_equal(t->c->begin(t->c, LANE_PAGES, pages, pages), RS_OK);
+    assert_int_equal(t->c->finish(t->c, LANE_PAGES), RS_OK);
+    assert_near(virtual_now(&t->clock), 1 + 2);
+    assert_int_equal(t->c->exchange(t->c, pages, pages), RS_OK);
+    assert_near(virtual_now(&t->clock), 1 + 2 + 1 + 2);
+    assert_int_equal(t->c->finish(t->c, LANE_WEIGHTS), RS_OK);
+}
+
+/* What meets on a link has equal parts of it until one ends; nothing that it carries is lost or comes twice. */
+static void test_lanes_share_the_link(void **unused) {
+    (void)unused;
+    rs_link links[4];
+    talker talkers[2];
+    for (int i = 0; i < 4; i++) links[i] = (rs_link){1, 1000};
+    run_talkers(2, links, share_two_lanes, talkers);
+    assert_near(virtual_now(&talkers[0].clock), 1 + 4 + 1 + 1);
+}
+
+/* Spread rows attend to pages while others travel: the parts of a chunk that each of two machines takes. */
+static rs_parts chunk_of_pages(const rs_options *o, double speed, double bytes_per_s) {
+    const uint32_t machine[] = {0, 1}, depth = 5120;
+    rs_plan *plan;
+    price *p;
+    rs_parts parts;
+    set_cluster(2, speed, 0, bytes_per_s);
+    check(plan_make(model, o, (plan_scope){.elsewhere = true, .packed = true}, &plan));
+    assert_false(travel_as_queries(&plan->view, &(step){.first = depth, .count = o->chunk}, 0));
+    check(price_open(plan, cluster, machine, &p));
+    check(price_step(p, depth, o->chunk, &parts, NULL));
+    price_close(p);
+    rs_plan_free(plan);
+    return parts;
+}
+
+/* Work and network together take no less than either and no more than both in turns, and pages hide behind most of the
+ * attention or it behind them. In r4 slices of the weights travel beside them. */
+static void test_pages_travel_behind_attention(void **unused) {
+    (void)unused;
+    for (rs_split split = RS_SPLIT_R1; split <= RS_SPLIT_R4; split += RS_SPLIT_R4 - RS_SPLIT_R1) {
+        rs_options o = options_of(2, split);
+        o.chunk = 2048;
+        o.kv_k = o.kv_v = RS_KV_Q8_0;
+        rs_parts work = chunk_of_pages(&o, 1, 0);
+        for (double rate = 1e6; rate < 1e11; rate *= 10) {
+            rs_parts wire = chunk_of_pages(&o, INFINITY, rate), both = chunk_of_pages(&o, 1, rate);
+            double w = parts_sum(&work), n = parts_sum(&wire), t = parts_sum(&both), least = fmin(work.kv, n);
+            assert_true(fmax(w, n) <= t * (1 + 1e-9) && t <= (w + n) * (1 + 1e-9));
+            assert_true(t <= w + n - 0.5 * least);
+        }
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_only_latency_remains),
@@ -364,6 +419,8 @@ int main(void) {
         cmocka_unit_test(test_a_link_carries_one_message_at_a_time),
         cmocka_unit_test(test_a_reduction_costs_its_bytes_and_latencies),
         cmocka_unit_test(test_background_is_hidden),
+        cmocka_unit_test(test_lanes_share_the_link),
+        cmocka_unit_test(test_pages_travel_behind_attention),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

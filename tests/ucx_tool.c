@@ -58,10 +58,10 @@ static rs_status time_bulk(comm *c, bool busy, double *seconds) {
     }
     for (int i = 0; i < BULKS; i++) {
         double begin_s = clock_s();
-        RS_TRY(c->begin(c, out, in));
+        RS_TRY(c->begin(c, LANE_WEIGHTS, out, in));
         for (volatile uint64_t n = 0; busy && n < 100000000; n++) continue;
         double computed_s = clock_s();
-        RS_TRY(c->finish(c));
+        RS_TRY(c->finish(c, LANE_WEIGHTS));
         times[i] = clock_s() - (busy ? computed_s : begin_s);
     }
     *seconds = median(times, BULKS);
