@@ -29,7 +29,7 @@ static rs_status reduce_at_once(comm *c, float *x, size_t n, float *buffer) {
 }
 
 static rs_status reduce_in_halves(comm *c, float *x, size_t n, float *buffer) {
-    comm_part ranges[RS_RANKS_MAX], in[RS_RANKS_MAX];
+    comm_part ranges[RS_RANKS_MAX] = {0}, in[RS_RANKS_MAX];
     for (uint32_t p = 0; p < c->ranks; p++) {
         size_t begin = n * p / c->ranks, end = n * (p + 1) / c->ranks;
         ranges[p] = (comm_part){x + begin, (end - begin) * sizeof *x};
