@@ -304,6 +304,35 @@ static void test_queries_or_pages_travel(void **unused) {
     }
 }
 
+/* Pages that travel in several portions, of which ranks have more or fewer, give what one rank gives, and the same bits
+ * each time; so they do beside slices of the weights. */
+static void test_pages_travel_in_portions(void **unused) {
+    (void)unused;
+    enum { LONG = 1000, RANKS = 12 };
+    static int32_t tokens[LONG];
+    float expected[VOCAB], got[2][VOCAB];
+    random_tokens(tokens, LONG, 43);
+    rs_options o = options_of(1, RS_SPLIT_R4, 2);
+    o.context = o.chunk = 1024;
+    eval_fresh(models[0], &o, tokens, LONG, expected);
+    o.ranks = RANKS;
+    o.shares[0] = RANKS;
+    for (int i = 1; i < RANKS; i++) o.shares[i] = 1;
+    for (int packed = 0; packed < 2; packed++) {
+        for (int i = 0; i < 2; i++) {
+            run r = begin_as(models[0], &o, packed);
+            const model_view *m = &r.engine->plan->view;
+            assert_true(forward_spreads(m, LONG) && stream_needed(m) == packed);
+            assert_false(travel_as_queries(m, &(step){NULL, 0, LONG, true}, 0));
+            assert_true(deal_count(m->deal, 0, pages_of(LONG)) > 2 * forward_portion(m));
+            eval(&r, tokens, LONG, got[i]);
+            end(&r);
+        }
+        assert_close(got[0], expected, CLOSE_F16);
+        assert_memory_equal(got[0], got[1], sizeof got[0]);
+    }
+}
+
 /* Partial sums too many for one piece, and ranks whose buffers differ: all must cut them alike. */
 static void test_uneven_ranks_sum_in_the_same_pieces(void **unused) {
     (void)unused;
@@ -569,6 +598,7 @@ int main(void) {
         cmocka_unit_test(test_heads_and_context_may_both_be_cut),
         cmocka_unit_test(test_plans_are_what_is_taken),
         cmocka_unit_test(test_queries_or_pages_travel),
+        cmocka_unit_test(test_pages_travel_in_portions),
         cmocka_unit_test(test_uneven_ranks_sum_in_the_same_pieces),
         cmocka_unit_test(test_kernels_and_formats),
         cmocka_unit_test(test_rewind_append_is_append),

@@ -115,6 +115,18 @@ def test_processes_give_the_bits_of_threads(open_hosts):
                 assert (session.eval(tokens) == ours).all(), split
 
 
+def test_pages_that_arrive_meanwhile_change_nothing(open_hosts):
+    """In a prompt whose pages travel in three portions, each while the one before is attended to; where no slices
+    travel the bits are those of threads."""
+    group = open_hosts("llama-f32", 3)
+    tokens = prompt(weights(group.path).vocab, 6250)
+    options = {"context": 6272, "chunk": 6272, "split": "r1"}
+    with model(group.path).engine(threads=1, cluster=group.cluster, **options) as engine, engine.session() as session:
+        ours = session.eval(tokens)
+    with model(group.path).engine(threads=3, ranks=3, **options) as engine, engine.session() as session:
+        assert (session.eval(tokens) == ours).all()
+
+
 def test_rewind_and_fill(open_hosts):
     group = open_hosts("qwen3-f32", 2)
     tokens, logits = expected(group.path, ("f16", "f16"))
