@@ -500,10 +500,11 @@ static void *background_main(void *argument) {
 /* ---- Opening and closing */
 
 /* Shared memory is left out by UCX when lost peers are to be detected, unless it is told to look now and then whether
- * the peer's process lives: here every second. Connecting over TCP would block for minutes where nobody answers. Before
- * UCX sends what is large it asks, two latencies more; by itself it calls some 20 KB large, whatever the network. No rank
- * is ahead of another by more than one exchange, so what comes unasked to a slow one is less than this from each peer and
- * way. The names are those of version 1.13 (MM: its shared memory); one that does not know them warns and goes on. */
+ * the peer's process lives: here every second. Connecting over TCP would block for minutes where nobody answers.
+ * Before UCX sends what is large it asks, two latencies more; by itself it calls some 20 KB large, whatever the
+ * network. No rank is ahead of another by more than one exchange, so what comes unasked to a slow one is less than
+ * this from each peer and way. The names are those of version 1.13 (MM: its shared memory); one that does not know
+ * them warns and goes on. */
 static ucs_status_t set_options(ucp_config_t *config) {
     static const char *const options[][2] = {
         {"KEEPALIVE_INTERVAL", "1s"}, {"MM_ERROR_HANDLING", "y"}, {"CONN_NB", "y"}, {"RNDV_THRESH", "1m"}};
