@@ -50,8 +50,8 @@ rs_status comm_gather(comm *c, const void *mine, size_t mine_bytes, const comm_p
 
 /* The largest vector that three ranks and more reduce at once. A larger one goes in two halves: each rank receives
  * (ranks - 1) (ranks - 2) / ranks vectors less, but one exchange more takes place: a latency, in which a link of
- * 1 Gbit/s and 0.5 ms or one of 10 Gbit/s and 50 us carries 62 KB. Three ranks save that of 94 KB, four of 42. A token's
- * row is smaller in any model known. */
+ * 1 Gbit/s and 0.5 ms or one of 10 Gbit/s and 50 us carries 62 KB. Three ranks save that of 94 KB, four of 42. A
+ * token's row is smaller in any model known. */
 enum { REDUCE_AT_ONCE_BYTES = 64 << 10 };
 
 /* Sum over ranks of x [n], in rank order for every element, so that every rank gets the same bits, whatever the way:
