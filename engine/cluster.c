@@ -60,7 +60,9 @@ static void judge(rs_cluster *c, rs_status status, const char *why) {
         c->verdict = status;
         snprintf(c->why, sizeof c->why, "%s", why);
     }
-    if (c->running != NULL) c->running->abort(c->running);
+    /* A head that leaves as it should has told the ranks to quit, by another way than its word that it leaves, which
+     * may come first; one that has not is missed by them. */
+    if (c->running != NULL && status != RS_OK) c->running->abort(c->running);
     pthread_cond_broadcast(&c->judged);
     pthread_mutex_unlock(&c->lock);
 }

@@ -189,20 +189,23 @@ static rs_status run_layers(forward *f, const step *s, bool spread) {
     bool shared = spread && !f->m->packed;
     for (uint32_t i = layers.begin; i < layers.end; i++) {
         const layer_weights *l = shared ? &f->m->w->layers[i] : &f->weights.layers[i - layers.begin];
-        RS_TRY(layer_run(f, s, i, spread, l, 1));
+        RS_TRY(layer_attention(f, s, i, spread, l, 1));
+        RS_TRY(layer_ffn(f, spread, l, 1));
     }
     return RS_OK;
 }
 
-/* The layers of spread rows with all weights, those of other ranks as they come: while a layer is computed, the next
- * one's are on their way. */
+/* The layers of spread rows with all weights, those of other ranks as they come. The next layer's are on their way
+ * while this one's FFN is computed: attention has exchanges of its own, which on a network that carries one byte after
+ * another would wait until the weights have gone by. */
 static rs_status stream_layers(forward *f, const step *s) {
     layer_weights parts[RS_RANKS_MAX];
     RS_TRY(stream_begin(f, 0));
     for (uint32_t layer = 0; layer < f->m->h->layers; layer++) {
         RS_TRY(stream_finish(f, layer, parts));
+        RS_TRY(layer_attention(f, s, layer, true, parts, f->c->ranks));
         if (layer + 1 < f->m->h->layers) RS_TRY(stream_begin(f, layer + 1));
-        RS_TRY(layer_run(f, s, layer, true, parts, f->c->ranks));
+        RS_TRY(layer_ffn(f, true, parts, f->c->ranks));
     }
     return RS_OK;
 }

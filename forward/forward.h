@@ -98,8 +98,11 @@ rs_status forward_step(forward *f, const step *s);
 /* Attention of q over the whole context, merged over ranks; *o receives [rows, own o_heads or all, head_dim]. */
 rs_status attention_run(forward *f, const step *s, uint32_t layer, bool spread, float **o);
 
-/* One layer: x += attention(x), x += ffn(x), with its weights in n parts (run_join) that this rank multiplies by. */
-rs_status layer_run(forward *f, const step *s, uint32_t layer, bool spread, const layer_weights *parts, uint32_t n);
+/* The two halves of a layer, x += attention(x) and x += ffn(x), with its weights in n parts (run_join) that this rank
+ * multiplies by. */
+rs_status layer_attention(forward *f, const step *s, uint32_t layer, bool spread, const layer_weights *parts,
+                          uint32_t n);
+rs_status layer_ffn(forward *f, bool spread, const layer_weights *parts, uint32_t n);
 
 /* Do queries travel to the pages of a layer, and not pages to the queries, in a step whose rows are spread? */
 bool travel_as_queries(const model_view *m, const step *s, uint32_t layer);

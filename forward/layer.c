@@ -148,26 +148,28 @@ static void multiply_gate(forward *f, const layer_weights *parts, uint32_t n) {
     }
 }
 
-rs_status layer_run(forward *f, const step *s, uint32_t layer, bool spread, const layer_weights *parts, uint32_t n) {
+rs_status layer_attention(forward *f, const step *s, uint32_t layer, bool spread, const layer_weights *parts,
+                          uint32_t n) {
     const hparams *h = f->m->h;
-    const sharding *cut = f->m->s;
-    const device_ops *op = f->d->ops;
     const layer_weights *l = &parts[0]; /* vectors are the same in all */
-    const matrix *o_parts[RS_RANKS_MAX], *down_parts[RS_RANKS_MAX];
+    const matrix *o_parts[RS_RANKS_MAX];
     forward_buffers *b = &f->b;
     float *o;
-    for (uint32_t p = 0; p < n; p++) {
-        o_parts[p] = &parts[p].o;
-        down_parts[p] = &parts[p].down;
-    }
-
-    op->rms_norm(f->d, b->x, l->attn_norm, h->norm_eps, b->h, f->rows, h->dim);
+    for (uint32_t p = 0; p < n; p++) o_parts[p] = &parts[p].o;
+    f->d->ops->rms_norm(f->d, b->x, l->attn_norm, h->norm_eps, b->h, f->rows, h->dim);
     RS_TRY(project(f, parts, n, layer, spread)); /* q [rows, heads, head_dim], k, v [rows, kv_heads, head_dim] */
     append(f, layer);
     RS_TRY(attention_run(f, s, layer, spread, &o)); /* [rows, heads of o, head_dim] */
-    RS_TRY(add_block(f, o_parts, n, o, l->attn_post_norm, cut->o_sliced && !spread));
+    return add_block(f, o_parts, n, o, l->attn_post_norm, f->m->s->o_sliced && !spread);
+}
 
-    op->rms_norm(f->d, b->x, l->ffn_norm, h->norm_eps, b->h, f->rows, h->dim);
+rs_status layer_ffn(forward *f, bool spread, const layer_weights *parts, uint32_t n) {
+    const hparams *h = f->m->h;
+    const layer_weights *l = &parts[0];
+    const matrix *down_parts[RS_RANKS_MAX];
+    forward_buffers *b = &f->b;
+    for (uint32_t p = 0; p < n; p++) down_parts[p] = &parts[p].down;
+    f->d->ops->rms_norm(f->d, b->x, l->ffn_norm, h->norm_eps, b->h, f->rows, h->dim);
     multiply_gate(f, parts, n); /* [rows, ffn_dim or a part] */
-    return add_block(f, down_parts, n, b->gate, l->ffn_post_norm, cut->ffn_sliced && !spread);
+    return add_block(f, down_parts, n, b->gate, l->ffn_post_norm, f->m->s->ffn_sliced && !spread);
 }
