@@ -122,20 +122,25 @@ static void cut_heads(sharding *s, const hparams *h, const weights *w) {
     }
 }
 
+bool sharding_cuts(const hparams *h, rs_split split, uint32_t ranks, uint32_t tpa) {
+    if (tpa == 1) return true;
+    return (split == RS_SPLIT_R3 || split == RS_SPLIT_R4) && ranks % tpa == 0 && tpa < ranks && tpa <= h->kv_heads;
+}
+
 static rs_status take_tpa(sharding *s, const hparams *h, uint32_t tpa) {
     s->tpa = s->split == RS_SPLIT_TP ? s->ranks : 1;
     if (tpa <= 1) return RS_OK;
+    if (sharding_cuts(h, s->split, s->ranks, tpa)) {
+        s->tpa = tpa;
+        return RS_OK;
+    }
     if (s->split != RS_SPLIT_R3 && s->split != RS_SPLIT_R4) {
         return status_fail(RS_BAD_ARGUMENT, "KV heads are cut into %u parts (tpa) in splits r3 and r4 alone", tpa);
     }
-    if (s->ranks % tpa != 0 || tpa >= s->ranks || tpa > h->kv_heads) {
-        return status_fail(RS_BAD_ARGUMENT,
-                           "KV heads cannot be cut into %u parts (tpa): of %u ranks and %u KV heads, a smaller divisor "
-                           "of the ranks can; split tp gives each rank a part",
-                           tpa, s->ranks, h->kv_heads);
-    }
-    s->tpa = tpa;
-    return RS_OK;
+    return status_fail(RS_BAD_ARGUMENT,
+                       "KV heads cannot be cut into %u parts (tpa): of %u ranks and %u KV heads, a smaller divisor of "
+                       "the ranks can; split tp gives each rank a part",
+                       tpa, s->ranks, h->kv_heads);
 }
 
 range sharding_group(const sharding *s, uint32_t rank) {

@@ -37,6 +37,9 @@ typedef struct sharding {
     bool ffn_sliced;  /* the FFN's output is summed */
 } sharding;
 
+/* Whether a split can cut the KV heads into tpa parts, 1 or more. */
+bool sharding_cuts(const hparams *h, rs_split split, uint32_t ranks, uint32_t tpa);
+
 /* Fills in who has what. Slices are cut in proportion to weight_shares (all 0: to shares), at the boundaries of
  * quantisation blocks. With tpa above 1 (0: 1) in r3 and r4, groups of ranks / tpa neighbours hold the same KV heads
  * and share the context: N = TPA x KVP (Helix, arXiv:2507.07120). RS_BAD_ARGUMENT for shares that are negative,

@@ -255,13 +255,6 @@ static rs_status try_split(search *s, rs_split split, uint32_t ranks, uint32_t t
     return RS_OK;
 }
 
-/* The numbers of parts that KV heads may be cut into. */
-static bool cuts(const search *s, rs_split split, uint32_t ranks, uint32_t tpa) {
-    if (tpa > 1 && split != RS_SPLIT_R3 && split != RS_SPLIT_R4) return false;
-    if (s->given.tpa > 0) return tpa == s->given.tpa;
-    return tpa == 1 || (ranks % tpa == 0 && tpa <= s->model->h.kv_heads);
-}
-
 static bool counts(const search *s, uint32_t ranks) {
     if (s->given.ranks > 0) return ranks == s->given.ranks;
     bool round = (ranks & (ranks - 1)) == 0 || (ranks % 3 == 0 && (ranks / 3 & (ranks / 3 - 1)) == 0);
@@ -277,7 +270,8 @@ static rs_status try_all(search *s) {
             if (ranks > 1 && s->given.split != RS_SPLIT_AUTO && s->given.split != splits[i]) continue;
             if (ranks == 1 && (i > 0 || (s->given.split != RS_SPLIT_AUTO && most > 1 && s->given.ranks != 1))) break;
             for (uint32_t tpa = 1; tpa == 1 || tpa < ranks; tpa++) {
-                if (cuts(s, splits[i], ranks, tpa)) RS_TRY(try_split(s, splits[i], ranks, tpa));
+                if (s->given.tpa > 0 && tpa != s->given.tpa) continue;
+                if (sharding_cuts(&s->model->h, splits[i], ranks, tpa)) RS_TRY(try_split(s, splits[i], ranks, tpa));
             }
         }
     }
@@ -397,7 +391,9 @@ rs_status rs_plan_search(const rs_model *model, const rs_options *options, const
     s.limit = s.given.memory_limit > 0 ? s.given.memory_limit : budget_limit();
     order_machines(&s);
     RS_TRY(try_all(&s));
-    if (s.count == 0) return status_fail(RS_UNSUPPORTED, "no plan has the ranks and the split asked for");
+    if (s.count == 0)
+        return status_fail(RS_UNSUPPORTED,
+                           "no plan has the ranks, the split and the parts of KV heads (tpa) asked for");
     size_t first = machines->local ? 1 : 0; /* which is what an engine does */
     qsort(list + first, s.count - first, sizeof *list, compare);
     RS_TRY(choose_chunk(&s, &list[0]));

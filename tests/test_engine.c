@@ -162,6 +162,14 @@ static void eval_ways(run *r, const int32_t *tokens, float out[WAYS][VOCAB]) {
     for (int i = 0; i < WAYS; i++) eval(r, tokens, counts[i], out[i]);
 }
 
+/* What one rank gives. */
+static void eval_ways_alone(const rs_model *model, const int32_t *tokens, float out[WAYS][VOCAB]) {
+    rs_options alone = options_of(1, RS_SPLIT_AUTO, 1);
+    run r = begin(model, &alone);
+    eval_ways(&r, tokens, out);
+    end(&r);
+}
+
 /* Ranks that hold nothing but their slices of the weights give what ranks that share the file give: the same bits where
  * no slices travel, for then the same is added in the same order. */
 static void test_packed_slices_change_nothing(void **unused) {
@@ -198,10 +206,8 @@ static void test_ranks_may_keep_kv_only(void **unused) {
     int32_t tokens[PROMPT];
     random_tokens(tokens, PROMPT, 43);
     for (int m = 0; m < MODELS; m++) {
-        rs_options alone = options_of(1, RS_SPLIT_AUTO, 1);
-        run r = begin(models[m], &alone);
-        eval_ways(&r, tokens, expected);
-        end(&r);
+        run r;
+        eval_ways_alone(models[m], tokens, expected);
         for (int i = 0; i < 6; i++) {
             rs_options o = options_of(3, RS_SPLIT_R4, 2);
             memcpy(o.weight_shares, weight_shares[i / 2], sizeof weight_shares[0]);
@@ -239,10 +245,8 @@ static void test_heads_and_context_may_both_be_cut(void **unused) {
     int32_t tokens[PROMPT];
     random_tokens(tokens, PROMPT, 47);
     for (int m = 0; m < MODELS; m++) {
-        rs_options alone = options_of(1, RS_SPLIT_AUTO, 1);
-        run r = begin(models[m], &alone);
-        eval_ways(&r, tokens, expected);
-        end(&r);
+        run r;
+        eval_ways_alone(models[m], tokens, expected);
         for (int i = 0; i < 6; i++) {
             rs_options o = options_of(grids[i / 2][0], i % 2 == 0 ? RS_SPLIT_R3 : RS_SPLIT_R4, 2);
             o.tpa = grids[i / 2][1];

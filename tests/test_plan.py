@@ -145,6 +145,8 @@ def test_more_ranks_than_heads_share_these_in_groups(models, tmp_path):
     given = plan(*words, "--tpa", 3)
     assert {(p["options"]["split"], p["options"]["tpa"]) for p in [given["choice"], *given["rejected"]]} == {
         ("r3", 3), ("r4", 3)}
+    open_ranks = plan(models("llama-3-8b"), path, "--ctx", 8192, "--depths", 0, "--tpa", 2)
+    assert {p["options"]["ranks"] for p in [open_ranks["choice"], *open_ranks["rejected"]]} == {4, 6}
 
 
 def test_shares_follow_speed(models, tmp_path):
