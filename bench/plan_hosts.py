@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""plan_hosts.py: is the planner right about clusters? Hosts in network namespaces, a core each, joined by links of a
+"""plan_hosts.py: is the planner right about clusters? Hosts in network namespaces, a thread each, joined by links of a
 set rate and delay (tests/lab, needs root): what `ringspan plan --hosts` predicts for every split beside what each
 takes, as Markdown tables, and how near its choice comes to the fastest.
 
     bench/plan_hosts.py MODEL.gguf [--clusters 2,2:10gbit:0.05ms,2:1gbit:0.5ms] [--depths 0,16384] [--kv f16]
-                        [--prompt 1024] [--repeat 5] [--json FILE]
+                        [--prompt 1024] [--repeat 5] [--first-core 0] [--cores 1] [--json FILE]
 
-A cluster is HOSTS or HOSTS:RATE:DELAY. In each, all hosts are probed first, at the same time, as they share a memory
+A cluster is HOSTS or HOSTS:RATE:DELAY. A host has --cores of the machine and one thread: two cores where two of the
+system's are one of the hardware's. In each cluster all hosts are probed first, at the same time, as they share a memory
 bus here. Then every plan that the planner priced is run: as many hosts join as it has ranks. The best repetition
 counts, since other programs only ever slow a run down. With --prompt each plan also evaluates one, in chunks of 512.
 Ends with the median and the largest error.
@@ -43,8 +44,9 @@ class Cluster:
 
     def start(self, host, *words, **popen):
         environment = {**os.environ, "RINGSPAN_SECRET": self.secret, "XDG_CACHE_HOME": f"{self.folder}/{host}"}
-        return self.lab.start(host, [str(PROGRAM), *words, "--threads", "1"], cores=str(host), env=environment,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+        first = self.options.first_core + host * self.options.cores
+        return self.lab.start(host, [str(PROGRAM), *words, "--threads", "1"], env=environment,
+                              cores=f"{first}-{first + self.options.cores - 1}", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
 
     def probe(self):
         probes = [self.start(host, "probe", "-q") for host in range(self.hosts)]
@@ -143,6 +145,8 @@ def main():
     p.add_argument("--kv", default="f16")
     p.add_argument("--prompt", type=int, default=0)
     p.add_argument("--repeat", type=int, default=5)
+    p.add_argument("--first-core", type=int, default=0)
+    p.add_argument("--cores", type=int, default=1, help="of a host")
     p.add_argument("--json")
     options = p.parse_args()
     errors, all_rows, depths = [], {}, [int(d) for d in options.depths.split(",")]

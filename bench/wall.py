@@ -3,7 +3,7 @@
 numbers of ranks, split by context and by layers, each rank a process with a core of its own. A Markdown table, JSON
 and a plot.
 
-    bench/wall.py MODEL.gguf [--ranks 1,2,3,4] [--splits r4,pp] [--depths 0,16384,65536,131072,200000]
+    bench/wall.py MODEL.gguf [--ranks 1,2,3,4] [--splits r4,pp,apart] [--depths 0,16384,65536,131072,200000]
                   [--kv f16] [--prompt 32768] [--repeat 3] [--first-core 0] [--cores 1] [--threads 1]
                   [--json FILE] [--plot FILE.svg]
                   [--rate 10gbit --delay 0.05ms]      hosts in network namespaces, joined by such links (needs root)
@@ -12,7 +12,9 @@ Ranks are processes that join over the loopback, so UCX takes shared memory betw
 is a host of its own in tests/lab. A rank has --cores of the machine and --threads on them: twice as many cores as
 threads where two of the system's "cores" are one of the hardware's. The KV cache is filled with random rows. The slope
 is what each further token of context costs a token, from the first depth to the last; "of 1/N" is the slope of one rank
-over N times that of N.
+over N times that of N. The split "apart" is no split: as many engines that know nothing of each other, each with its
+part of the context, at the same time. What they lose on 1/N the machine's memory or the slowest of so many costs, not
+what ranks say to each other.
 """
 
 import argparse
@@ -73,10 +75,14 @@ def places(options, ranks):
     return opened()
 
 
+def bench_call(options, *words):
+    return [str(options.program), "bench", "--json", "-m", options.model, "--kv", options.kv, "-r", str(options.repeat),
+            "--threads", str(options.threads), *words]
+
+
 def bench(options, ranks, split, *words):
     """The rows of one `ringspan bench` on so many ranks."""
-    call = [str(options.program), "bench", "--json", "-m", options.model, "--kv", options.kv, "-r", str(options.repeat),
-            "--threads", str(options.threads), *words]
+    call = bench_call(options, *words)
     environment = {**os.environ, "RINGSPAN_SECRET": secrets.token_hex(16)}
     pipe = subprocess.PIPE
     with places(options, ranks) as place:
@@ -97,12 +103,31 @@ def bench(options, ranks, split, *words):
     return json.loads(out)
 
 
+def decode(options, ranks, split):
+    """Milliseconds per token at each depth."""
+    rows = bench(options, ranks, split, "-p", "0", "-n", str(options.tokens), "-d", options.depths)
+    return {row["n_depth"]: 1e-6 * statistics.median(row["samples_ns"]) / row["n_gen"] for row in rows}
+
+
+def decode_apart(options, ranks):
+    """The same of engines that exchange nothing: at each depth, the median of the slowest ones' samples."""
+    ms, place = {}, Here(options)
+    for depth in map(int, options.depths.split(",")):
+        call = bench_call(options, "-p", "0", "-n", str(options.tokens), "-d", str(depth // ranks))
+        engines = [place.start(rank, call, stdout=subprocess.PIPE) for rank in range(ranks)]
+        outs = [engine.communicate()[0] for engine in engines]
+        if any(engine.returncode != 0 for engine in engines):
+            sys.exit(f"wall: {' '.join(call)} failed")
+        samples = zip(*[json.loads(out)[0]["samples_ns"] for out in outs])
+        ms[depth] = 1e-6 * statistics.median(map(max, samples)) / options.tokens
+    return ms
+
+
 def measure(options, ranks, split):
     """Milliseconds per token at each depth, and seconds of the prompt."""
-    rows = bench(options, ranks, split, "-p", "0", "-n", str(options.tokens), "-d", options.depths)
-    ms = {row["n_depth"]: 1e-6 * statistics.median(row["samples_ns"]) / row["n_gen"] for row in rows}
+    ms = decode_apart(options, ranks) if split == "apart" else decode(options, ranks, split)
     prompt_s = None
-    if options.prompt > 0:
+    if options.prompt > 0 and split != "apart":
         chunk = ["--chunk", str(options.chunk)] if options.chunk else []
         rows = bench(options, ranks, split, "-p", str(options.prompt), "-n", "0", "-d", "0", *chunk)
         prompt_s = 1e-9 * statistics.median(rows[0]["samples_ns"])
@@ -160,7 +185,7 @@ def plot(rows, title, path):
     for row in rows:
         colour = COLOURS[(row["ranks"] - 1) % len(COLOURS)]
         points = " ".join(f"{x(d):.1f},{y(ms):.1f}" for d, ms in sorted(row["ms"].items()))
-        dash = ' stroke-dasharray="6 4"' if row["split"] == "pp" else ""
+        dash = {"pp": ' stroke-dasharray="6 4"', "apart": ' stroke-dasharray="1 4"'}.get(row["split"], "")
         name = "1 rank" if row["ranks"] == 1 else f"{row['ranks']} ranks, {row['split']}"
         out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>'
                    f'<text x="{width - right + 8}" y="{label_y[id(row)]:.1f}" fill="{colour}">{name}</text>')
@@ -197,7 +222,7 @@ def main():
                 pathlib.Path(options.json).write_text(json.dumps(rows, indent=2) + "\n")
     if options.plot:
         name = pathlib.Path(options.model).name
-        plot(rows, f"{name}, {options.kv} KV, a core a rank; dashed: layers split", options.plot)
+        plot(rows, f"{name}, {options.kv} KV, a core a rank; dashed: layers split; dotted: apart", options.plot)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ static const flag flags[] = {
     {"n-gen", 'n', KIND_LIST, BENCH, FIELD(predicts), 0, 1e9, "N,..", "tokens to generate", true},
     {"n-depth", 'd', KIND_LIST, BENCH, FIELD(depths), 0, 1e9, "N,..", "tokens in the cache beforehand", true},
     {"repetitions", 'r', KIND_U32, BENCH, FIELD(repetitions), 1, 1000, "N",
-     "measurements of each test, after one to warm up", true},
+     "measurements of each test, after a short one to warm up", true},
 
     {NULL, .commands = RUN, .help = "Sampling"},
     {"temp", 0, KIND_FLOAT, RUN, FIELD(sampling.temperature), 0, 100, "X",

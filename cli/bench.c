@@ -151,17 +151,27 @@ static void keep_row(bench *b, const test *t, const double *rates, double mean, 
     json_array_append_new(b->rows, row);
 }
 
-/* Measures one row, after one run to warm up, and prints or keeps it. */
+/* What wakes the threads and touches weights, cache and links once: two chunks of a prompt, or one token. */
+static test warm_up_of(const bench *b, const test *t) {
+    test out = *t;
+    if (out.n_prompt > 2 * b->plan.options.chunk) out.n_prompt = 2 * b->plan.options.chunk;
+    if (out.n_predict > 1) out.n_predict = 1;
+    return out;
+}
+
+/* Measures one row, after a short run to warm up, and prints or keeps it. */
 static rs_status run_test(bench *b, const test *t) {
     static double rates[REPETITIONS_MAX];
     char name[64], label[128];
     double mean, deviation, warm_up_s;
+    test warm_up = warm_up_of(b, t);
     name_test(t, name, sizeof name);
     for (uint32_t i = 0; i <= b->args->repetitions; i++) {
         progress bar;
+        const test *now = i == 0 ? &warm_up : t;
         snprintf(label, sizeof label, "%s, %u/%u", name, i, b->args->repetitions);
-        progress_begin(&bar, label, count_evaluated(t), b->args->quiet);
-        rs_status status = measure(b, t, &bar, i == 0 ? &warm_up_s : &b->seconds[i - 1]);
+        progress_begin(&bar, label, count_evaluated(now), b->args->quiet);
+        rs_status status = measure(b, now, &bar, i == 0 ? &warm_up_s : &b->seconds[i - 1]);
         progress_end(&bar);
         if (status != RS_OK) return status;
         if (i > 0) rates[i - 1] = count_evaluated(t) / b->seconds[i - 1];
