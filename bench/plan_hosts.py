@@ -46,7 +46,8 @@ class Cluster:
         environment = {**os.environ, "RINGSPAN_SECRET": self.secret, "XDG_CACHE_HOME": f"{self.folder}/{host}"}
         first = self.options.first_core + host * self.options.cores
         return self.lab.start(host, [str(PROGRAM), *words, "--threads", "1"], env=environment,
-                              cores=f"{first}-{first + self.options.cores - 1}", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+                              cores=f"{first}-{first + self.options.cores - 1}", stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True, **popen)
 
     def probe(self):
         probes = [self.start(host, "probe", "-q") for host in range(self.hosts)]

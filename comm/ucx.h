@@ -27,6 +27,10 @@ rs_status ucx_connect(ucx_comm *u, uint32_t rank, uint32_t ranks, const comm_par
 /* The rank's end; owned by u, used by one thread at a time (abort: by any). Good for exchanges after ucx_connect. */
 comm *ucx_comm_of(ucx_comm *u);
 
+/* What UCX itself has resident in a process that is one of so many ranks, about; 0 for a rank alone. Measured with
+ * version 1.13 and 2 to 8 ranks (docs/PERFORMANCE.md): shared memory takes the most for a peer. */
+size_t ucx_resident(uint32_t ranks);
+
 /* After the rank has left its last exchange. A peer that still waits for this rank then fails with RS_PEER_LOST. May
  * take up to some seconds where peers hang. */
 void ucx_close(ucx_comm *u);

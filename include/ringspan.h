@@ -178,7 +178,7 @@ typedef struct rs_plan_info {
     rs_options options; /* with every default filled in */
     uint32_t page_tokens;
     uint64_t weights;     /* bytes of the mapped file that ranks of one process read and share */
-    uint64_t program;     /* bytes of code, libraries, tokenizer and tables, as measured in this process */
+    uint64_t program;     /* bytes of code, libraries, tokenizer and tables, as measured in this process, and of UCX */
     uint64_t ranks;       /* bytes of KV, activations, wire buffers and slices of all ranks */
     uint64_t tables;      /* bytes of the page deal and of the timeline of tokens */
     uint64_t total;       /* the sum: peak resident memory of this process (with one rank of a cluster) */

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "comm/ucx.h"
 #include "plan/budget.h"
 
 enum {
@@ -206,6 +207,7 @@ static rs_status make(rs_plan *p, const rs_model *model, const rs_options *optio
     *info = (rs_plan_info){.page_tokens = PAGE_TOKENS, .limit = o->memory_limit};
     info->weights = scope.packed ? slices_rest_bytes(&model->h, &model->w, model->file) : gguf_file_bytes(model->file);
     if (!scope.elsewhere) info->program = budget_resident(gguf_data(model->file), gguf_file_bytes(model->file));
+    if (!scope.elsewhere && range_count(p->local) < o->ranks) info->program += ucx_resident(o->ranks);
     uint64_t fixed = info->weights + info->program;
     uint64_t taken = fixed + PROGRAM_SLACK;
     if (!scope.elsewhere) RS_TRY(largest_context(p, info->limit > taken ? info->limit - taken : 0, &info->context_max));

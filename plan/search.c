@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "comm/ucx.h"
 #include "device/dry.h"
 #include "plan/budget.h"
 #include "plan/price.h"
@@ -88,6 +89,11 @@ static uint64_t room_of(const search *s, const rs_price *c, uint32_t rank) {
     return s->machines->machine[c->machine[rank]].memory_bytes;
 }
 
+/* What a rank's machine holds for the program itself. */
+static uint64_t program_of(const search *s, uint32_t ranks) {
+    return s->program + (s->machines->local ? 0 : ucx_resident(ranks));
+}
+
 /* Fills in what each rank holds and whether it fits. */
 static void take_stock(const search *s, const rs_plan *p, rs_price *c) {
     uint32_t ranks = p->sharding.ranks;
@@ -101,7 +107,7 @@ static void take_stock(const search *s, const rs_plan *p, rs_price *c) {
             s->machines->local ? have->weights : have->slices + p->info.weights; /* and the rest of the file */
         c->held[r] = buffers + have->kv;
         if (s->machines->local) continue;
-        c->held[r] += c->weights[r] + p->info.tables + s->program;
+        c->held[r] += c->weights[r] + p->info.tables + program_of(s, ranks);
         double load = (double)c->held[r] / (double)room_of(s, c, r);
         if (load > worst) {
             worst = load;
@@ -110,7 +116,8 @@ static void take_stock(const search *s, const rs_plan *p, rs_price *c) {
         }
     }
     if (s->machines->local) {
-        c->fits = size_add(size_add(p->info.weights, s->program), size_add(p->info.ranks, p->info.tables)) <= s->limit;
+        c->fits = size_add(size_add(p->info.weights, program_of(s, ranks)), size_add(p->info.ranks, p->info.tables)) <=
+                  s->limit;
     }
 }
 
@@ -227,7 +234,7 @@ static void fill_fastest_first(const search *s, const rs_price *c, uint32_t rank
     total += (double)gguf_file_bytes(s->model->file);
     double left = 1;
     for (uint32_t r = 0; r < ranks; r++) {
-        double can = fmax(0, (double)room_of(s, c, r) - (double)s->program) / total * 0.95;
+        double can = fmax(0, (double)room_of(s, c, r) - (double)program_of(s, ranks)) / total * 0.95;
         shares[r] = fmax(fmin(left, can), share_least);
         left -= fmin(left, can);
     }

@@ -1,4 +1,5 @@
-"""The plan's bytes against the peak of resident memory, and allocations per generated token.
+"""The plan's bytes against the peak of resident memory, of one process and of those of a cluster, and allocations per
+generated token.
 
 The model has SmolLM2-135M's shape, random weights and 131,072 tokens of context; tests/memory_tool.c evaluates a chunk
 of prompt, fills the context and generates.
@@ -25,7 +26,9 @@ pytestmark = [
     pytest.mark.skipif(not REAL, reason=f"no SmolLM2 in {MODELS} to take the tokenizer from"),
 ]
 
+BIN = os.environ.get("RINGSPAN_BIN")
 WITHIN = 0.03
+EMBEDDINGS = 49152 * 576 * 34 // 32  # The plan has room for all of them; a run reads those of its tokens.
 CONTEXT = 131072
 
 
@@ -50,8 +53,37 @@ def test_peak_is_planned_and_decode_allocates_nothing(model, context, ranks, kv,
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_packed_slices_are_planned_and_the_file_is_given_back(model, ranks):
-    """The plan has room for all embeddings; a run reads those of its tokens."""
-    check(model, 4096, ranks, "f16", "packed", 23040, unread=49152 * 576 * 34 // 32)
+    check(model, 4096, ranks, "f16", "packed", 23040, unread=EMBEDDINGS)
+
+
+@pytest.mark.skipif(not BIN, reason="RINGSPAN_BIN does not name the program")
+@pytest.mark.parametrize("transports", ["all", "tcp"])
+def test_each_process_of_a_cluster_takes_what_was_planned(model, tmp_path, transports, hosts=3):
+    cluster = tmp_path / "cluster.json"
+    cluster.write_text(json.dumps({"machines": [{"profile": f"{ROOT}/profiles/epyc.json", "count": hosts}],
+                                   "link": {"latency_s": 5e-5, "bytes_per_s": 3e9}}))
+    same = ["-m", model, "--json", "--kv", "f16", "--ctx", str(CONTEXT), "--ranks", str(hosts), "--split", "r4"]
+    planned = subprocess.run([BIN, "plan", *same, "--shares", ",".join(["1"] * hosts), "--chunk", "512", "--cluster",
+                              str(cluster)], capture_output=True, text=True)
+    assert planned.returncode == 0, planned.stderr
+    held = [rank["held_bytes"] for rank in json.loads(planned.stdout)["forecast"]["choice"]["ranks"]]
+    if free_bytes() < 1.3 * sum(held):
+        pytest.skip(f"{sum(held) >> 20} MiB and a reserve are not free")
+    environment = {**os.environ, "RINGSPAN_SECRET": "a secret of the tests", "UCX_TLS": transports}
+    head = subprocess.Popen([BIN, "bench", *same, "-d", str(CONTEXT - 256), "-p", "256", "-n", "2", "-r", "1", "-t",
+                             "1", "--hosts", str(hosts), "--listen", "127.0.0.1:0"], env=environment, text=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    address = head.stderr.readline().split("join ")[1].split("'")[0]
+    members = [subprocess.Popen([BIN, "join", address, "-q", "-t", "1", "-m", model], env=environment)
+               for _ in range(hosts - 1)]
+    head.stderr.read()
+    for process, bytes_held in zip([head, *members], held):
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        peak = used.ru_maxrss * 1024
+        print(f"{hosts} hosts, {transports}: peak / planned {peak / bytes_held:.4f} ({peak - bytes_held} bytes more)")
+        assert (1 - WITHIN) * bytes_held - EMBEDDINGS <= peak <= (1 + WITHIN) * bytes_held, (peak, bytes_held)
 
 
 def check(model, context, ranks, kv, weights, token_bytes, unread=0):
