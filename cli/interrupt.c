@@ -1,4 +1,4 @@
-/* interrupt.c: notes SIGINT. */
+/* interrupt.c: notes SIGINT and SIGTERM. */
 #include "cli/interrupt.h"
 
 #include <signal.h>
@@ -7,8 +7,7 @@
 static volatile sig_atomic_t seen;
 
 static void note(int signal_number) {
-    (void)signal_number;
-    seen = 1;
+    seen = signal_number;
 }
 
 void interrupt_watch(void) {
@@ -16,8 +15,13 @@ void interrupt_watch(void) {
     struct sigaction action = {.sa_handler = note, .sa_flags = (int)SA_RESETHAND | SA_RESTART};
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
 }
 
 bool interrupt_seen(void) {
     return seen != 0;
+}
+
+int interrupt_code(void) {
+    return 128 + (seen != 0 ? seen : SIGINT);
 }

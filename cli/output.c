@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/interrupt.h"
+
 int output_refuse(const char *format, ...) {
     va_list list;
     fflush(stdout);
@@ -20,7 +22,7 @@ int output_refuse(const char *format, ...) {
 
 int output_status(rs_status status) {
     if (status == RS_OK) return 0;
-    if (status == RS_CANCELLED) return EXIT_INTERRUPTED;
+    if (status == RS_CANCELLED) return interrupt_code();
     return output_refuse("%s", rs_last_error());
 }
 

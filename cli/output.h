@@ -7,17 +7,16 @@
 
 #include "ringspan.h"
 
-/* What the process returns besides 0. */
+/* What the process returns besides 0 and interrupt_code(). */
 enum {
-    EXIT_REFUSED = 2,       /* any error */
-    EXIT_INTERRUPTED = 130, /* Ctrl-C: 128 + SIGINT, as a shell reports it */
-    EXIT_PIPE = 141,        /* the reader of standard output went away: 128 + SIGPIPE */
+    EXIT_REFUSED = 2, /* any error */
+    EXIT_PIPE = 141,  /* the reader of standard output went away: 128 + SIGPIPE */
 };
 
 /* Prints "ringspan: <cause>" on standard error; returns EXIT_REFUSED. */
 int output_refuse(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* 0 for RS_OK; otherwise prints rs_last_error() and returns EXIT_REFUSED, or says nothing and returns EXIT_INTERRUPTED
+/* 0 for RS_OK; otherwise prints rs_last_error() and returns EXIT_REFUSED, or says nothing and returns interrupt_code()
  * for RS_CANCELLED. */
 int output_status(rs_status status);
 

@@ -282,7 +282,7 @@ static const char *finish_text(const run *r) {
         {"stop", "ended by the model"},
         {"length", "ended by -n"},
         {"context", "ended by the full context"},
-        {"cancelled", "stopped by Ctrl-C"},
+        {"cancelled", "stopped by the user"},
     };
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         if (strcmp(r->finish, texts[i].finish) == 0) return texts[i].text;
@@ -336,7 +336,7 @@ int run_command(const args *a) {
             code = output_finish(0);
         }
         if (code == 0 && !a->quiet) print_summary(&r);
-        if (code == 0 && strcmp(r.finish, "cancelled") == 0) code = EXIT_INTERRUPTED;
+        if (code == 0 && strcmp(r.finish, "cancelled") == 0) code = interrupt_code();
     }
     close_all(&r);
     return code;

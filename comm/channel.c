@@ -270,20 +270,24 @@ static int connect_any(const struct addrinfo *found, double until_s) {
     return -error;
 }
 
-rs_status channel_dial(const char *address, const void *secret, size_t secret_bytes, double deadline_s, channel **out) {
+rs_status channel_dial(const char *address, const void *secret, size_t secret_bytes, double deadline_s,
+                       bool (*go_on)(void *user), void *user, channel **out) {
     struct addrinfo *found;
     RS_TRY(channel_check_secret(secret_bytes));
     RS_TRY(resolve(address, false, &found));
     double until_s = clock_s() + deadline_s;
+    bool stopped = false;
     int fd;
     for (;;) {
         fd = connect_any(found, until_s);
-        if (fd >= 0 || clock_s() + TRY_AGAIN_S > until_s) break;
+        stopped = fd < 0 && go_on != NULL && !go_on(user);
+        if (fd >= 0 || stopped || clock_s() + TRY_AGAIN_S > until_s) break;
         struct timespec pause = clock_after(TRY_AGAIN_S);
         while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &pause, NULL) == EINTR) continue;
     }
     freeaddrinfo(found);
     if (fd >= 0) return open_channel(fd, true, secret, secret_bytes, out);
+    if (stopped) return status_fail(RS_CANCELLED, "stopped while looking for a head");
     return status_fail(RS_PEER_LATE, "nobody answers at %s (%s); is the head running there, and the port open?",
                        address, strerror(-fd));
 }

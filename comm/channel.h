@@ -40,9 +40,10 @@ rs_status channel_accept(int listener, const void *secret, size_t secret_bytes, 
                          char peer[CHANNEL_PEER_MAX], channel **out);
 
 /* Connects to "HOST:PORT" and proves the secret, trying again for `deadline_s` while nobody answers there.
- * RS_BAD_ARGUMENT for no such address or when the secrets differ, RS_PEER_LATE when nobody answered, RS_BAD_FORMAT when
- * something else listens there. */
-rs_status channel_dial(const char *address, const void *secret, size_t secret_bytes, double deadline_s, channel **out);
+ * RS_BAD_ARGUMENT for no such address or when the secrets differ, RS_PEER_LATE when nobody answered, RS_CANCELLED when
+ * go_on (or NULL), asked before it tries again, says so, RS_BAD_FORMAT when something else listens there. */
+rs_status channel_dial(const char *address, const void *secret, size_t secret_bytes, double deadline_s,
+                       bool (*go_on)(void *user), void *user, channel **out);
 
 /* Sends a frame. Any thread, whole frames in turn. RS_PEER_LOST, also when the other does not take it within seconds.
  */

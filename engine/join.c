@@ -239,7 +239,9 @@ rs_status rs_cluster_join(const rs_cluster_options *o, const rs_options *own, co
     RS_TRY(cluster_new(o, &c));
     const rs_cluster_options *given = &c->options;
     rs_status status = o->address == NULL ? find_head(c, &found) : RS_OK;
-    if (status == RS_OK) status = channel_dial(given->address, o->secret, o->secret_bytes, given->wait_s, &line);
+    if (status == RS_OK) {
+        status = channel_dial(given->address, o->secret, o->secret_bytes, given->wait_s, o->go_on, o->user, &line);
+    }
     if (status == RS_OK) {
         snprintf(c->machine[0].host, sizeof c->machine[0].host, "%s", given->address); /* until it says its name */
         status = peer_open(line, cluster_lost, c, &c->machine[0].peer);

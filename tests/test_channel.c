@@ -37,7 +37,7 @@ static void *side_main(void *argument) {
     side *s = argument;
     size_t bytes = strlen(s->secret);
     s->status = s->listener >= 0 ? channel_accept(s->listener, s->secret, bytes, 20, s->peer, &s->channel)
-                                 : channel_dial(s->address, s->secret, bytes, 20, &s->channel);
+                                 : channel_dial(s->address, s->secret, bytes, 20, NULL, NULL, &s->channel);
     snprintf(s->error, sizeof s->error, "%s", rs_last_error());
     return NULL;
 }
@@ -94,9 +94,9 @@ static void test_short_secrets_and_bad_addresses_are_refused(void **state) {
     (void)state;
     static const char *const bad[] = {"", "host", "host:", "host:x", "host:70000", ":", "host:12 ", "7777"};
     channel *c;
-    assert_int_equal(channel_dial("127.0.0.1:9", "1234567", 7, 0, &c), RS_BAD_ARGUMENT);
+    assert_int_equal(channel_dial("127.0.0.1:9", "1234567", 7, 0, NULL, NULL, &c), RS_BAD_ARGUMENT);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        assert_int_equal(channel_dial(bad[i], secret, strlen(secret), 0, &c), RS_BAD_ARGUMENT);
+        assert_int_equal(channel_dial(bad[i], secret, strlen(secret), 0, NULL, NULL, &c), RS_BAD_ARGUMENT);
     }
     int listener;
     uint16_t port;
@@ -104,13 +104,20 @@ static void test_short_secrets_and_bad_addresses_are_refused(void **state) {
     assert_int_equal(channel_listen("192.0.2.1:7777", &listener, &port), RS_IO); /* no address of this machine */
 }
 
+static bool three_times(void *user) {
+    return ++*(int *)user < 3;
+}
+
 static void test_nobody_there(void **state) {
     (void)state;
     char address[64];
     channel *c;
     close(listen_somewhere(address)); /* a port that nobody listens at any more */
-    assert_int_equal(channel_dial(address, secret, strlen(secret), 0.3, &c), RS_PEER_LATE);
+    assert_int_equal(channel_dial(address, secret, strlen(secret), 0.3, NULL, NULL, &c), RS_PEER_LATE);
     assert_non_null(strstr(rs_last_error(), address));
+    int asked = 0;
+    assert_int_equal(channel_dial(address, secret, strlen(secret), 600, three_times, &asked, &c), RS_CANCELLED);
+    assert_int_equal(asked, 3);
 }
 
 /* ---- A relay on the wire ---- */

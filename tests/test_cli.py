@@ -176,8 +176,8 @@ def test_closed_and_full_standard_output():
     assert done.stderr == "ringspan: cannot write to standard output: No space left on device\n"
 
 
-def on_terminal(words, width, interrupt_at=None):
-    """Exit code and what a terminal of `width` columns received; Ctrl-C is sent once `interrupt_at` is on it."""
+def on_terminal(words, width, interrupt_at=None, interrupt=signal.SIGINT):
+    """Exit code and what a terminal of `width` columns received; the signal is sent once `interrupt_at` is on it."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
     process = subprocess.Popen([BIN, *words], stdin=subprocess.DEVNULL, stdout=slave, stderr=slave)
@@ -192,7 +192,7 @@ def on_terminal(words, width, interrupt_at=None):
             break
         screen += piece
         if interrupt_at and re.search(interrupt_at, screen):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(interrupt)
             interrupt_at = None
     os.close(master)
     return process.wait(timeout=60), screen
@@ -435,13 +435,14 @@ def test_progress_fits_the_terminal_and_is_cleared(width):
 
 
 @with_model
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("when", ["prefill", "generation"])
-def test_interrupt_prints_the_summary(when):
+def test_interrupt_prints_the_summary(when, how):
     prompt, mark = ("word " * 1500, rb" [1-9]%") if when == "prefill" else ("The sea is", rb"\r\x1b\[K[^\r]{20}")
     words = ["run", "-m", MODEL, "--raw", "-p", prompt, "-n", "2000", "--chunk", "32", *GREEDY]
-    code, screen = on_terminal(words, 100, interrupt_at=mark)
-    assert code == 130
-    assert b"stopped by Ctrl-C" in screen and b"KV MiB reserved" in screen
+    code, screen = on_terminal(words, 100, interrupt_at=mark, interrupt=how)
+    assert code == 128 + how
+    assert b"stopped by the user" in screen and b"KV MiB reserved" in screen
     assert (re.search(rb"prompt +\d+ of \d+ tokens", screen) is not None) == (when == "prefill")
     generated = int(re.search(rb"generated +(\d+) tokens", screen).group(1))
     assert generated == 0 if when == "prefill" else 0 < generated < 2000

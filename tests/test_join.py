@@ -335,20 +335,21 @@ def test_a_killed_head(start, model):
     assert code == 2 and "the head" in said
 
 
-def test_ctrl_c_on_either_side(start, model):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_on_either_side(start, model, how):
     head, member = busy(start, model)
-    member.send_signal(signal.SIGINT)
-    assert end(member)[0] == 130
+    member.send_signal(how)
+    assert end(member)[0] == 128 + how
     code, _, said = end(head)
     assert code == 2 and "its user stopped it" in said
     head, member = busy(start, model)
-    head.send_signal(signal.SIGINT)
-    assert end(head)[0] == 130
+    head.send_signal(how)
+    assert end(head)[0] == 128 + how
     code, _, said = end(member)
     assert code == 0 and "the head has left" in said
     head, _ = lead(start, model)  # and while it waits
-    head.send_signal(signal.SIGINT)
-    assert end(head)[0] == 130
+    head.send_signal(how)
+    assert end(head)[0] == 128 + how
 
 
 # ---- Measuring ----
