@@ -10,8 +10,8 @@
 #include "comm/dry_comm.h"
 #include "device/dry.h"
 
-/* Depths, in chunks, between which a prompt's cost is read off lines. Shallow ones, since portions of pages are copied
- * dry, too: three, and the others up to DEPTH_TOKENS. */
+/* Chunks of a prompt between which the others' cost is read off lines, while pages travel. Early ones, since portions of
+ * pages are copied dry, too: three, and the others up to DEPTH_TOKENS. */
 static const uint32_t chunk_depths[] = {0, 1, 4, 16, 24};
 enum { CHUNK_DEPTHS = sizeof chunk_depths / sizeof *chunk_depths, DEPTHS_LEAST = 3, DEPTH_TOKENS = 16384 };
 
@@ -202,25 +202,62 @@ static rs_parts mix(const rs_parts *a, double a_times, const rs_parts *b, double
                       a->network * a_times + b->network * b_times, a->rest * a_times + b->rest * b_times};
 }
 
-rs_status price_prompt(price *p, uint32_t tokens, rs_parts *out) {
-    uint32_t chunk = p->plan->view.chunk, chunks = tokens / chunk, known = 0;
-    rs_parts at[CHUNK_DEPTHS], sum = {0};
-    for (; known < CHUNK_DEPTHS && chunk_depths[known] < chunks; known++) {
-        if (known >= DEPTHS_LEAST && chunk_depths[known] * chunk > DEPTH_TOKENS) break;
-        RS_TRY(price_step(p, chunk_depths[known] * chunk, chunk, &at[known], NULL));
-    }
-    for (uint32_t i = 0, line = 0; i < chunks; i++) {
-        while (line + 2 < known && i > chunk_depths[line + 1]) line++;
-        rs_parts one = at[line];
-        if (line + 1 < known) {
-            double way = (double)(i - chunk_depths[line]) / (chunk_depths[line + 1] - chunk_depths[line]);
-            one = mix(&at[line], 1 - way, &at[line + 1], way);
+/* Prices of chunks, by their number in the prompt, ascending; the others' lie on the lines between them. */
+typedef struct samples {
+    uint32_t count, index[CHUNK_DEPTHS];
+    rs_parts cost[CHUNK_DEPTHS];
+} samples;
+
+static rs_status take_sample(price *p, samples *s, uint32_t index) {
+    uint32_t chunk = p->plan->view.chunk;
+    s->index[s->count] = index;
+    return price_step(p, index * chunk, chunk, &s->cost[s->count++], NULL);
+}
+
+static rs_parts read_off(const samples *s, uint32_t index) {
+    uint32_t line = 0;
+    if (s->count == 1) return s->cost[0];
+    while (line + 2 < s->count && index > s->index[line + 1]) line++;
+    double way = ((double)index - s->index[line]) / (s->index[line + 1] - s->index[line]);
+    return mix(&s->cost[line], 1 - way, &s->cost[line + 1], way);
+}
+
+/* The first of `chunks` chunks whose queries travel to the pages in layers that see all of them, `chunks` where none
+ * does: there the price of a chunk leaps. The deeper a chunk, the more pages would travel. */
+static uint32_t first_of_queries(const price *p, uint32_t chunks) {
+    const model_view *m = &p->plan->view;
+    uint32_t layer = 0, begin = 0, end = chunks;
+    while (layer < m->h->layers && hparams_slides(m->h, layer)) layer++;
+    if (layer == m->h->layers || !forward_spreads(m, m->chunk)) return chunks;
+    while (begin < end) {
+        uint32_t middle = begin + (end - begin) / 2;
+        if (travel_as_queries(m, &(step){.first = middle * m->chunk, .count = m->chunk}, layer)) {
+            end = middle;
+        } else {
+            begin = middle + 1;
         }
+    }
+    return begin;
+}
+
+rs_status price_prompt(price *p, uint32_t tokens, rs_parts *out) {
+    uint32_t chunk = p->plan->view.chunk, chunks = tokens / chunk, leap = first_of_queries(p, chunks);
+    samples shallow = {0}, deep = {0};
+    rs_parts sum = {0};
+    for (uint32_t i = 0; i < CHUNK_DEPTHS && chunk_depths[i] < leap; i++) {
+        if (i >= DEPTHS_LEAST && chunk_depths[i] * chunk > DEPTH_TOKENS) break;
+        RS_TRY(take_sample(p, &shallow, chunk_depths[i]));
+    }
+    if (leap < chunks) RS_TRY(take_sample(p, &deep, leap));
+    if (leap + 1 < chunks) RS_TRY(take_sample(p, &deep, chunks - 1));
+    for (uint32_t i = 0; i < chunks; i++) {
+        rs_parts one = read_off(i < leap ? &shallow : &deep, i);
         sum = mix(&sum, 1, &one, 1);
     }
     if (tokens % chunk > 0) {
         rs_parts rest;
-        uint32_t first = known > 0 && chunks > chunk_depths[known - 1] ? chunk_depths[known - 1] : chunks;
+        uint32_t deepest = shallow.count > 0 ? shallow.index[shallow.count - 1] : 0;
+        uint32_t first = leap < chunks || deepest == 0 ? chunks : deepest;
         RS_TRY(price_step(p, first * chunk, tokens % chunk, &rest, NULL));
         sum = mix(&sum, 1, &rest, 1);
     }

@@ -18,8 +18,8 @@ void price_close(price *p);
  * Statuses of forward_step; RS_NO_MEMORY. */
 rs_status price_step(price *p, uint32_t first, uint32_t count, rs_parts *longest, virtual_clock *clocks);
 
-/* A whole prompt, chunk after chunk. What a chunk takes is linear in its depth, so a few are run and the others read
- * off the lines between them. */
+/* A whole prompt, chunk after chunk. What a chunk takes is linear in its depth, but for a leap where queries begin to
+ * travel instead of pages, so a few are run before and after it and the others read off the lines between them. */
 rs_status price_prompt(price *p, uint32_t tokens, rs_parts *out);
 
 double parts_sum(const rs_parts *parts);
