@@ -16,7 +16,6 @@ enum {
     CHUNK_MAX = 1 << 16,
     CONTEXT_LIMIT = 1 << 26, /* tokens; positions are 32-bit, and nobody has the memory for more */
     THREADS_MAX = 1024,
-    PROGRAM_SLACK = 4 << 20, /* bytes; the program's own memory differs from run to run, and advice must hold */
 };
 
 void rs_options_init(rs_options *options) {
@@ -36,7 +35,7 @@ void rank_layout(rank_buffers *b, arena *a, const rs_plan *p, uint32_t rank) {
     slices_layout(&b->weights, a, m->h, m->w, &m->s->of[rank], m->packed);
     b->weights_bytes = a->used - before;
     forward_layout(&b->forward, a, m, rank);
-    cpu_layout(&b->cpu, a, p->kernels, &limits, rank_threads(&p->options, rank));
+    cpu_layout(&b->cpu, a, p->kernels, &limits, p->threads[rank]);
 }
 
 void rank_kv_layout(kv_cache *c, arena *a, const rs_plan *p, uint32_t rank) {
@@ -191,6 +190,9 @@ static rs_status make(rs_plan *p, const rs_model *model, const rs_options *optio
     rs_options *o = &p->options;
     p->local = range_count(scope.local) > 0 ? scope.local : (range){0, o->ranks};
     RS_TRY(sharding_make(&model->h, &model->w, o->split, o->ranks, o->tpa, o->shares, o->weight_shares, &p->sharding));
+    for (uint32_t r = 0; r < o->ranks; r++) {
+        p->threads[r] = scope.threads != NULL ? scope.threads[r] : rank_threads(o, r);
+    }
     o->split = p->sharding.split;
     o->tpa = o->tpa > 1 ? o->tpa : 1;
     memcpy(o->shares, p->sharding.shares, sizeof o->shares);

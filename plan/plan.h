@@ -17,6 +17,7 @@ typedef struct rank_buffers {
 struct rs_plan {
     rs_options options; /* complete */
     range local;        /* the ranks of this process */
+    uint32_t threads[RS_RANKS_MAX];
     const kernels *kernels;
     sharding sharding;
     arena memory; /* of the deal */
@@ -26,12 +27,16 @@ struct rs_plan {
     rs_plan_info info;
 };
 
+/* Bytes by which the program's own memory may differ from run to run: advice on what fits must hold. */
+enum { PROGRAM_SLACK = 4 << 20 };
+
 /* Whose plan it is. */
 typedef struct plan_scope {
     bool packed;    /* ranks hold packed slices (model/slices.h), as ranks on several machines must; else all share the
                        mapped file */
     bool elsewhere; /* for machines that are not this: nothing is asked of it, so program and context_max stay 0 */
     range local;    /* the ranks of this process, whose bytes make the total; empty: all */
+    const uint32_t *threads; /* [ranks] of each rank's device; NULL: as the options deal them */
 } plan_scope;
 
 /* rs_plan_make of any scope. */

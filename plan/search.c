@@ -91,7 +91,7 @@ static uint64_t room_of(const search *s, const rs_price *c, uint32_t rank) {
 
 /* What a rank's machine holds for the program itself. */
 static uint64_t program_of(const search *s, uint32_t ranks) {
-    return s->program + (s->machines->local ? 0 : ucx_resident(ranks));
+    return s->machines->local ? s->program : s->program + PROGRAM_SLACK + ucx_resident(ranks);
 }
 
 /* Fills in what each rank holds and whether it fits. */
@@ -163,10 +163,15 @@ static bool relieve(const search *s, rs_price *c, uint32_t r, relief first) {
 
 /* ---- Candidates ---- */
 
-static rs_status make_plan(const search *s, const rs_options *o, rs_plan **out) {
-    rs_options elsewhere = *o;
+/* A machine's threads all work for its rank, and each has buffers. */
+static rs_status make_plan(const search *s, const rs_price *c, rs_plan **out) {
+    plan_scope scope = {.packed = !s->machines->local, .elsewhere = true};
+    rs_options elsewhere = c->options;
+    uint32_t threads[RS_RANKS_MAX];
     elsewhere.memory_limit = (uint64_t)1 << 62; /* not this machine's business */
-    return plan_make(s->model, &elsewhere, (plan_scope){.packed = !s->machines->local, .elsewhere = true}, out);
+    for (uint32_t r = 0; r < c->options.ranks; r++) threads[r] = s->machines->machine[c->machine[r]].threads;
+    if (!s->machines->local) scope.threads = threads;
+    return plan_make(s->model, &elsewhere, scope, out);
 }
 
 /* A plan whose shares are moved until everything fits or nothing is left to move. */
@@ -174,7 +179,7 @@ static rs_status fit(const search *s, rs_price *c, relief first, bool *moved, rs
     bool may_move = !s->machines->local && s->given.shares[0] == 0 && s->given.weight_shares[0] == 0;
     *moved = false;
     for (int i = 0;; i++) {
-        RS_TRY(make_plan(s, &c->options, out));
+        RS_TRY(make_plan(s, c, out));
         take_stock(s, *out, c);
         if (c->fits || !may_move || i == FIT_ROUNDS || !relieve(s, c, c->lacks, first)) break;
         *moved = true;
@@ -304,7 +309,7 @@ static rs_status choose_chunk(const search *s, rs_price *best) {
         price *p = NULL;
         rs_parts prompt;
         c.options.chunk = chunk;
-        RS_TRY(make_plan(s, &c.options, &plan));
+        RS_TRY(make_plan(s, &c, &plan));
         take_stock(s, plan, &c);
         rs_status status = price_open(plan, s->machines, c.machine, &p);
         if (status == RS_OK) status = price_prompt(p, plan->options.context, &prompt);
@@ -325,7 +330,7 @@ static rs_status choose_chunk(const search *s, rs_price *best) {
 static rs_status context_fits(const search *s, rs_price *c, uint32_t pages, bool *fits) {
     rs_plan *plan;
     c->options.context = pages * PAGE_TOKENS;
-    RS_TRY(make_plan(s, &c->options, &plan));
+    RS_TRY(make_plan(s, c, &plan));
     take_stock(s, plan, c);
     *fits = c->fits;
     rs_plan_free(plan);

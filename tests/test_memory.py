@@ -59,8 +59,10 @@ def test_packed_slices_are_planned_and_the_file_is_given_back(model, ranks):
 @pytest.mark.skipif(not BIN, reason="RINGSPAN_BIN does not name the program")
 @pytest.mark.parametrize("transports", ["all", "tcp"])
 def test_each_process_of_a_cluster_takes_what_was_planned(model, tmp_path, transports, hosts=3):
-    cluster = tmp_path / "cluster.json"
-    cluster.write_text(json.dumps({"machines": [{"profile": f"{ROOT}/profiles/epyc.json", "count": hosts}],
+    cluster, machine = tmp_path / "cluster.json", tmp_path / "machine.json"
+    with open(os.path.join(ROOT, "profiles/epyc.json")) as file:
+        machine.write_text(json.dumps({**json.load(file), "threads": 1}))
+    cluster.write_text(json.dumps({"machines": [{"profile": str(machine), "count": hosts}],
                                    "link": {"latency_s": 5e-5, "bytes_per_s": 3e9}}))
     same = ["-m", model, "--json", "--kv", "f16", "--ctx", str(CONTEXT), "--ranks", str(hosts), "--split", "r4"]
     planned = subprocess.run([BIN, "plan", *same, "--shares", ",".join(["1"] * hosts), "--chunk", "512", "--cluster",
