@@ -10,8 +10,8 @@
 #include "comm/dry_comm.h"
 #include "device/dry.h"
 
-/* Chunks of a prompt between which the others' cost is read off lines, while pages travel. Early ones, since portions of
- * pages are copied dry, too: three, and the others up to DEPTH_TOKENS. */
+/* Chunks of a prompt between which the others' cost is read off lines, while pages travel. Early ones, since portions
+ * of pages are copied dry, too: three, and the others up to DEPTH_TOKENS. */
 static const uint32_t chunk_depths[] = {0, 1, 4, 16, 24};
 enum { CHUNK_DEPTHS = sizeof chunk_depths / sizeof *chunk_depths, DEPTHS_LEAST = 3, DEPTH_TOKENS = 16384 };
 

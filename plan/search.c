@@ -9,7 +9,7 @@
 #include "plan/price.h"
 
 enum {
-    FIT_ROUNDS = 16, /* of moving shares away from a machine without room */
+    FIT_ROUNDS = 32, /* of moving shares away from machines without room */
     CHUNK_LEAST = 512,
     CHUNK_MOST = 4096,        /* tried; longer ones hide nothing more */
     CONTEXT_SOUGHT = 1 << 24, /* tokens: the largest context is sought up to here */
@@ -121,47 +121,71 @@ static void take_stock(const search *s, const rs_plan *p, rs_price *c) {
     }
 }
 
-/* The share that gives rank r a fraction of all, the other ranks' shares being what they are. */
-static void set_fraction(double *shares, uint32_t ranks, uint32_t r, double fraction) {
-    double others = 0;
-    for (uint32_t i = 0; i < ranks; i++) others += i == r ? 0 : shares[i];
-    if (fraction < 0) fraction = 0;
-    if (fraction > 1 - share_least) fraction = 1 - share_least;
-    shares[r] = fraction / (1 - fraction) * others;
-}
-
-static double fraction_of(const double *shares, uint32_t ranks, uint32_t r) {
+static void make_sum_one(double *shares, uint32_t ranks) {
     double sum = 0;
-    for (uint32_t i = 0; i < ranks; i++) sum += shares[i];
-    return shares[r] / sum;
+    for (uint32_t r = 0; r < ranks; r++) sum += shares[r];
+    for (uint32_t r = 0; r < ranks; r++) shares[r] /= sum;
 }
 
-/* Moves away what rank r has too much of. False when nothing is left to move. */
-static bool relieve(const search *s, rs_price *c, uint32_t r, relief first) {
-    rs_options *o = &c->options;
+/* What is left of rank r's share of pages or of weights so that it has room; 1 where that cannot or need not shrink. */
+static double kept(const search *s, const rs_price *c, uint32_t r, bool of_pages, double least) {
+    const rs_options *o = &c->options;
+    bool dealt = o->split != RS_SPLIT_TP && o->split != RS_SPLIT_PP; /* else KV lies with its weights */
+    double share = of_pages ? o->shares[r] : o->weight_shares[r];
+    double bytes = (double)(of_pages ? c->kv[r] : dealt ? c->weights[r] : c->weights[r] + c->kv[r]);
     double over = (double)c->held[r] - (double)room_of(s, c, r);
-    double pages = fraction_of(o->shares, o->ranks, r), sliced = fraction_of(o->weight_shares, o->ranks, r);
-    bool dealt = o->split != RS_SPLIT_TP && o->split != RS_SPLIT_PP;
-    double least = o->split == RS_SPLIT_R4 ? 0 : share_least;
-    if (!dealt) { /* KV lies with its weights */
-        if (sliced <= least) return false;
-        double keep = 1 - over / (double)(c->weights[r] + c->kv[r]);
-        set_fraction(o->weight_shares, o->ranks, r, fmax(keep * shrink * sliced, least));
-        return true;
+    if (over <= 0 || (of_pages && !dealt) || share <= least * 1.001 || bytes <= 0) return 1;
+    return fmax(fmax(0, 1 - over / bytes) * shrink, least / share);
+}
+
+/* Multiplies shares by what is kept and gives the rest to ranks that may have it, in proportion. False when none may.
+ */
+static bool hand_over(double *shares, const double *keep, const bool *closed, uint32_t ranks) {
+    double moved = 0, takers = 0;
+    for (uint32_t r = 0; r < ranks; r++) {
+        moved += shares[r] * (1 - keep[r]);
+        if (!closed[r]) takers += shares[r];
     }
-    for (int i = 0; i < RELIEFS; i++) {
-        bool of_pages = (i == 0) == (first == PAGES_FIRST);
-        double fraction = of_pages ? pages : sliced, lowest = of_pages ? share_least : least;
-        double bytes = (double)(of_pages ? c->kv[r] : c->weights[r]);
-        if (fraction <= lowest * 1.001 || bytes <= 0) continue;
-        double keep = fmax(0, 1 - over / bytes) * shrink;
-        set_fraction(of_pages ? o->shares : o->weight_shares, o->ranks, r, fmax(keep * fraction, lowest));
-        return true;
+    if (takers <= 0) return moved == 0;
+    for (uint32_t r = 0; r < ranks; r++) shares[r] *= closed[r] ? keep[r] : 1 + moved / takers;
+    return true;
+}
+
+/* Moves away what ranks without room have too much of, pages or weights first; who is ever full gets nothing of it.
+ * False when nothing can be moved. */
+static bool relieve(const search *s, const sharding *cut, rs_price *c, relief first, bool *full) {
+    rs_options *o = &c->options;
+    double pages[RS_RANKS_MAX], sliced[RS_RANKS_MAX], least = o->split == RS_SPLIT_R4 ? 0 : share_least;
+    bool closed[RS_RANKS_MAX] = {0}, any = false;
+    make_sum_one(o->shares, o->ranks);
+    make_sum_one(o->weight_shares, o->ranks);
+    for (uint32_t r = 0; r < o->ranks; r++) {
+        full[r] = full[r] || c->held[r] > room_of(s, c, r);
+        pages[r] = kept(s, c, r, true, share_least);
+        sliced[r] = kept(s, c, r, false, least);
+        if (pages[r] < 1 && sliced[r] < 1) *(first == PAGES_FIRST ? &sliced[r] : &pages[r]) = 1;
+        any = any || pages[r] < 1 || sliced[r] < 1;
     }
-    return false;
+    for (uint32_t q = 0; q < o->ranks; q++) {
+        for (uint32_t r = 0; r < o->ranks; r++) { /* the ranks of a party hold the same pages */
+            if (sharding_party(cut, q) != sharding_party(cut, r)) continue;
+            closed[r] = closed[r] || full[q];
+            pages[r] = fmin(pages[r], pages[q]);
+        }
+    }
+    return any && hand_over(o->shares, pages, closed, o->ranks) && hand_over(o->weight_shares, sliced, full, o->ranks);
 }
 
 /* ---- Candidates ---- */
+
+/* Whether the search may set shares. 0 is a share that a rank can be given. */
+static bool shares_are_free(const search *s) {
+    if (s->machines->local) return false;
+    for (int r = 0; r < RS_RANKS_MAX; r++) {
+        if (s->given.shares[r] > 0 || s->given.weight_shares[r] > 0) return false;
+    }
+    return true;
+}
 
 /* A machine's threads all work for its rank, and each has buffers. */
 static rs_status make_plan(const search *s, const rs_price *c, rs_plan **out) {
@@ -174,14 +198,16 @@ static rs_status make_plan(const search *s, const rs_price *c, rs_plan **out) {
     return plan_make(s->model, &elsewhere, scope, out);
 }
 
-/* A plan whose shares are moved until everything fits or nothing is left to move. */
+/* A plan whose shares are moved until everything fits or nothing is left to move. Freed by the caller, also after a
+ * failure. */
 static rs_status fit(const search *s, rs_price *c, relief first, bool *moved, rs_plan **out) {
-    bool may_move = !s->machines->local && s->given.shares[0] == 0 && s->given.weight_shares[0] == 0;
+    bool may_move = shares_are_free(s);
+    bool full[RS_RANKS_MAX] = {0};
     *moved = false;
     for (int i = 0;; i++) {
         RS_TRY(make_plan(s, c, out));
         take_stock(s, *out, c);
-        if (c->fits || !may_move || i == FIT_ROUNDS || !relieve(s, c, c->lacks, first)) break;
+        if (c->fits || !may_move || i == FIT_ROUNDS || !relieve(s, &(*out)->sharding, c, first, full)) break;
         *moved = true;
         rs_plan_free(*out);
         *out = NULL;
@@ -248,7 +274,7 @@ static void fill_fastest_first(const search *s, const rs_price *c, uint32_t rank
 static rs_status try_split(search *s, rs_split split, uint32_t ranks, uint32_t tpa) {
     for (int first = 0; first < RELIEFS; first++) {
         rs_price c = {.options = s->given};
-        bool moved, by_speed = !s->machines->local && s->given.shares[0] == 0 && s->given.weight_shares[0] == 0;
+        bool moved, by_speed = shares_are_free(s);
         c.options.split = split;
         c.options.tpa = tpa;
         c.options.ranks = ranks;
@@ -327,29 +353,30 @@ static rs_status choose_chunk(const search *s, rs_price *best) {
     return RS_OK;
 }
 
-static rs_status context_fits(const search *s, rs_price *c, uint32_t pages, bool *fits) {
-    rs_plan *plan;
-    c->options.context = pages * PAGE_TOKENS;
-    RS_TRY(make_plan(s, c, &plan));
-    take_stock(s, plan, c);
-    *fits = c->fits;
+/* Whether a context fits, its shares moved as they would be. */
+static rs_status context_fits(const search *s, const rs_price *best, uint32_t pages, bool *fits) {
+    rs_price c = *best;
+    rs_plan *plan = NULL;
+    bool moved;
+    c.options.context = pages * PAGE_TOKENS;
+    rs_status status = fit(s, &c, PAGES_FIRST, &moved, &plan);
+    *fits = c.fits;
     rs_plan_free(plan);
-    return RS_OK;
+    return status;
 }
 
 static rs_status find_context(const search *s, rs_price *best) {
-    rs_price c = *best;
     uint32_t fits = 0, too_many = CONTEXT_SOUGHT / PAGE_TOKENS + 1;
     bool fit_here = best->fits;
     if (fit_here) fits = best->options.context / PAGE_TOKENS;
     for (uint32_t pages = fits > 0 ? 2 * fits : 1; pages < too_many; pages *= 2) {
-        RS_TRY(context_fits(s, &c, pages, &fit_here));
+        RS_TRY(context_fits(s, best, pages, &fit_here));
         if (!fit_here) too_many = pages;
         if (fit_here) fits = pages;
     }
     while (too_many - fits > 1) {
         uint32_t middle = fits + (too_many - fits) / 2;
-        RS_TRY(context_fits(s, &c, middle, &fit_here));
+        RS_TRY(context_fits(s, best, middle, &fit_here));
         if (fit_here) fits = middle;
         if (!fit_here) too_many = middle;
     }

@@ -175,6 +175,17 @@ def test_pages_and_weights_go_where_there_is_room(models, tmp_path):
     assert not alone["fits"] and alone["ranks"][0]["machine"] == "fast"
 
 
+def test_many_small_machines_fill_and_the_large_one_takes_the_rest(models, tmp_path):
+    small = machine(name="small", memory_bytes=4 << 30)
+    path = write(tmp_path, {"machines": [machine(), {**small, "count": 7}], "link": LINK})
+    forecast = plan(models("llama-3-8b"), path, "--ctx", 400000, "--ranks", 8)
+    choice = forecast["choice"]
+    assert choice["fits"] and choice["context_max"] >= 400000
+    for rank in choice["ranks"]:
+        room = (4 << 30) if rank["machine"] == "small" else 64 << 30
+        assert rank["held_bytes"] <= room and (rank["machine"] != "small" or rank["held_bytes"] > 0.9 * room)
+
+
 def test_what_fits_nowhere_is_refused_with_what_would(models, tmp_path):
     path = write(tmp_path, {"machines": [machine(memory_bytes=12 << 30)] * 2, "link": LINK})
     done = call("-m", models("llama-3-8b"), "--cluster", path, "--ctx", 1000000)
@@ -194,6 +205,8 @@ def test_what_is_given_stays(models, tmp_path):
     choice = plan(*words, "--split", "r4", "--shares", "2,1,1", "--weight-shares", "1,1,0")["choice"]
     kv = [rank["kv_bytes"] for rank in choice["ranks"]]
     assert kv[0] == pytest.approx(2 * kv[1], rel=0.01) and choice["ranks"][2]["token"]["weights"] < 1e-3
+    choice = plan(*words, "--split", "r4", "--weight-shares", "0,1,1")["choice"]
+    assert choice["ranks"][0]["token"]["weights"] < 1e-3 < choice["ranks"][1]["token"]["weights"]
 
 
 BAD = [
