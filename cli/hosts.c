@@ -102,7 +102,8 @@ static int search_plan(const args *a, const rs_model *model, forecast *f, rs_opt
 
 /* Decides what the flags leave open: as the planner says where it knows all machines, else alike for all. */
 static int choose(const args *a, const rs_model *model, rs_cluster *cluster, rs_options *options) {
-    bool known = false, decided = options->split != RS_SPLIT_AUTO && options->ranks > 0;
+    bool known = false, decided = options->split != RS_SPLIT_AUTO && options->ranks > 0 && options->chunk > 0 &&
+                                  (options->shares[0] > 0 || options->weight_shares[0] > 0);
     forecast *f = decided ? NULL : calloc(1, sizeof *f);
     if (decided) return 0;
     if (f == NULL) return output_refuse("no memory for a plan");

@@ -146,9 +146,14 @@ static int measure_hosts(const args *a, const rs_model *model, rs_machines *out)
 }
 
 static int plan_cluster(const args *a, const rs_model *model, const rs_model_info *model_info) {
+    uint64_t limit = a->engine.memory_limit;
+    if (a->hosts == 0 && limit > 0) {
+        return output_refuse("--memory-limit is for this machine; with --cluster a machine's memory_bytes say it");
+    }
     forecast *f = calloc(1, sizeof *f);
     if (f == NULL) return output_refuse("no memory for the forecast");
     int code = a->hosts > 0 ? measure_hosts(a, model, &f->cluster) : machines_load(a->cluster, &f->cluster);
+    if (limit > 0) f->cluster.machine[0].memory_bytes = limit;
     if (code == 0) code = forecast_make(f, model, &a->engine, &a->depths);
     if (code != 0) goto end;
     const rs_price *choice = &f->list[0];

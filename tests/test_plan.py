@@ -242,6 +242,12 @@ def test_a_bad_cluster_is_refused_by_name(models, tmp_path, cluster, reason):
     assert re.fullmatch(rf"ringspan: {re.escape(str(path))}: [^\n]+\n", done.stderr) and reason in done.stderr
 
 
+def test_a_limit_of_this_machine_says_nothing_of_others(models, tmp_path):
+    path = write(tmp_path, {"machines": [MACHINE]})
+    done = call("-m", models("llama-3-8b"), "--cluster", path, "--memory-limit", "1GiB")
+    assert done.returncode == 2 and "memory_bytes" in done.stderr
+
+
 def test_no_json_and_no_file_are_refused(models, tmp_path):
     (tmp_path / "broken.json").write_text('{"machines": [')
     assert "broken.json: line 1: " in call("-m", models("llama-3-8b"), "--cluster", tmp_path / "broken.json").stderr
