@@ -123,13 +123,18 @@ static rs_status send_one(rank *r, uint32_t to, const void *data, size_t bytes) 
 /* `run` has room for any rank's slice of any layer. */
 static rs_status send_slices(rank *r, uint32_t to, uint8_t *run) {
     const model_view *m = &r->engine->plan->view;
+    const gguf *file = r->engine->model->file;
     const shard *s = &m->s->of[to];
     for (uint32_t layer = s->layers.begin; layer < s->layers.end; layer++) {
         run_pack(&m->w->layers[layer], m->h, s, run);
         RS_TRY(send_one(r, to, run, run_bytes(&m->w->layers[layer], m->h, s, RUN_Q)));
+        layer_forget(&m->w->layers[layer], file);
     }
-    size_t row = m->w->output.row_bytes;
-    return send_one(r, to, m->w->output.data + s->vocab.begin * row, range_count(s->vocab) * row);
+    const matrix *output = &m->w->output;
+    size_t row = output->row_bytes;
+    RS_TRY(send_one(r, to, output->data + s->vocab.begin * row, range_count(s->vocab) * row));
+    gguf_forget(file, output->data, output->rows * row);
+    return RS_OK;
 }
 
 rs_status remote_slices(rank *r) {

@@ -94,6 +94,13 @@ static void forget(const gguf *file, const matrix *m) {
     gguf_forget(file, m->data, m->rows * m->row_bytes);
 }
 
+void layer_forget(const layer_weights *whole, const gguf *file) {
+    layer_weights layer = *whole;
+    matrix *wholes[RUN_MATRICES];
+    list_matrices(&layer, wholes);
+    for (int m = 0; m < RUN_MATRICES; m++) forget(file, wholes[m]);
+}
+
 void slices_pack(const slices *s, const hparams *h, const weights *w, const shard *own, const gguf *file) {
     for (uint32_t i = 0; i < range_count(own->layers); i++) {
         layer_weights whole = w->layers[own->layers.begin + i], from = slice_of(&whole, h, own), to = s->layers[i];

@@ -42,6 +42,9 @@ typedef struct slices {
  * elsewhere (a layer's run begins at layers[i].q.data); else nothing but views of the file's mapping. */
 void slices_layout(slices *s, arena *a, const hparams *h, const weights *w, const shard *own, bool packed);
 
+/* Gives the memory of a layer's part of the mapping back; what is read there again comes from the file. */
+void layer_forget(const layer_weights *whole, const gguf *file);
+
 /* Fills packed slices from the file, and gives the mapping's memory back as it goes. */
 void slices_pack(const slices *s, const hparams *h, const weights *w, const shard *own, const gguf *file);
 

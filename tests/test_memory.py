@@ -57,8 +57,9 @@ def test_packed_slices_are_planned_and_the_file_is_given_back(model, ranks):
 
 
 @pytest.mark.skipif(not BIN, reason="RINGSPAN_BIN does not name the program")
-@pytest.mark.parametrize("transports", ["all", "tcp"])
-def test_each_process_of_a_cluster_takes_what_was_planned(model, tmp_path, transports, hosts=3):
+@pytest.mark.parametrize(("transports", "files"), [("all", True), ("tcp", True), ("all", False)])
+def test_each_process_of_a_cluster_takes_what_was_planned(model, tmp_path, transports, files, hosts=3):
+    """files: members have the model; else the head, which keeps no more of it in memory, sends them their slices."""
     cluster, machine = tmp_path / "cluster.json", tmp_path / "machine.json"
     with open(os.path.join(ROOT, "profiles/epyc.json")) as file:
         machine.write_text(json.dumps({**json.load(file), "threads": 1}))
@@ -76,8 +77,8 @@ def test_each_process_of_a_cluster_takes_what_was_planned(model, tmp_path, trans
                              "1", "--hosts", str(hosts), "--listen", "127.0.0.1:0"], env=environment, text=True,
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     address = head.stderr.readline().split("join ")[1].split("'")[0]
-    members = [subprocess.Popen([BIN, "join", address, "-q", "-t", "1", "-m", model], env=environment)
-               for _ in range(hosts - 1)]
+    join = [BIN, "join", address, "-q", "-t", "1", *(["-m", model] if files else [])]
+    members = [subprocess.Popen(join, env=environment) for _ in range(hosts - 1)]
     head.stderr.read()
     for process, bytes_held in zip([head, *members], held):
         _, status, used = os.wait4(process.pid, 0)
