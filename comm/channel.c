@@ -2,6 +2,7 @@
 #include "comm/channel.h"
 
 #include <errno.h>
+#include <math.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -26,7 +27,8 @@ enum {
 };
 
 static const char magic[MAGIC_BYTES] = {'r', 's', 'p', 'a', 'n', 0, 0, 1}; /* the last: how the secret is proved */
-static const double STEP_S = 5;        /* the most a peer may take between two bytes of what it has begun */
+static const double PROOF_S = 5;       /* for the whole proof: whoever listens does nothing else meanwhile */
+static const double STEP_S = 5;        /* the most a peer may take between two bytes of a frame it has begun */
 static const double TRY_AGAIN_S = 0.2; /* while nobody listens */
 
 /* One direction's key and how many frames went. */
@@ -55,8 +57,8 @@ static rs_status wait_socket(int fd, short events, double until_s) {
     }
 }
 
-/* Each wait for the next bytes is bounded by STEP_S. */
-static rs_status send_all(int fd, const void *data, size_t bytes) {
+/* Each wait for the next bytes is bounded by STEP_S, and all of them by until_s of clock_s. */
+static rs_status send_all(int fd, const void *data, size_t bytes, double until_s) {
     const uint8_t *place = data;
     while (bytes > 0) {
         ssize_t n = send(fd, place, bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -64,7 +66,7 @@ static rs_status send_all(int fd, const void *data, size_t bytes) {
             place += n;
             bytes -= (size_t)n;
         } else if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
-            RS_TRY(wait_socket(fd, POLLOUT, clock_s() + STEP_S));
+            RS_TRY(wait_socket(fd, POLLOUT, fmin(until_s, clock_s() + STEP_S)));
         } else if (errno != EINTR) {
             return status_fail(RS_PEER_LOST, "the connection broke while sending: %s", strerror(errno));
         }
@@ -72,7 +74,7 @@ static rs_status send_all(int fd, const void *data, size_t bytes) {
     return RS_OK;
 }
 
-static rs_status receive_all(int fd, void *data, size_t bytes) {
+static rs_status receive_all(int fd, void *data, size_t bytes, double until_s) {
     uint8_t *place = data;
     while (bytes > 0) {
         ssize_t n = recv(fd, place, bytes, MSG_DONTWAIT);
@@ -82,7 +84,7 @@ static rs_status receive_all(int fd, void *data, size_t bytes) {
         } else if (n == 0) {
             return status_fail(RS_PEER_LOST, "the other side closed the connection");
         } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
-            RS_TRY(wait_socket(fd, POLLIN, clock_s() + STEP_S));
+            RS_TRY(wait_socket(fd, POLLIN, fmin(until_s, clock_s() + STEP_S)));
         } else if (errno != EINTR) {
             return status_fail(RS_PEER_LOST, "the connection broke: %s", strerror(errno));
         }
@@ -103,16 +105,16 @@ static void derive(const uint8_t key[KEY_BYTES], const char *label, const uint8_
 }
 
 /* Both sides' random bytes; the dialler speaks first. */
-static rs_status swap_nonces(int fd, bool dialled, uint8_t nonces[2 * NONCE_BYTES]) {
+static rs_status swap_nonces(int fd, bool dialled, double until_s, uint8_t nonces[2 * NONCE_BYTES]) {
     uint8_t own[HELLO_BYTES], other[HELLO_BYTES];
     memcpy(own, magic, MAGIC_BYTES);
     randombytes_buf(own + MAGIC_BYTES, NONCE_BYTES);
-    if (dialled) RS_TRY(send_all(fd, own, HELLO_BYTES));
-    RS_TRY(receive_all(fd, other, HELLO_BYTES));
+    if (dialled) RS_TRY(send_all(fd, own, HELLO_BYTES, until_s));
+    RS_TRY(receive_all(fd, other, HELLO_BYTES, until_s));
     if (memcmp(other, magic, MAGIC_BYTES) != 0) {
         return status_fail(RS_BAD_FORMAT, "the other side is no ringspan, or one that proves its secret otherwise");
     }
-    if (!dialled) RS_TRY(send_all(fd, own, HELLO_BYTES));
+    if (!dialled) RS_TRY(send_all(fd, own, HELLO_BYTES, until_s));
     memcpy(nonces + (dialled ? 0 : NONCE_BYTES), own + MAGIC_BYTES, NONCE_BYTES);
     memcpy(nonces + (dialled ? NONCE_BYTES : 0), other + MAGIC_BYTES, NONCE_BYTES);
     return RS_OK;
@@ -122,15 +124,16 @@ static rs_status swap_nonces(int fd, bool dialled, uint8_t nonces[2 * NONCE_BYTE
 static rs_status prove(channel *c, bool dialled, const uint8_t key[KEY_BYTES]) {
     static const char *const labels[2] = {"listener", "dialler"};
     uint8_t nonces[2 * NONCE_BYTES], own[PROOF_BYTES], expected[PROOF_BYTES], got[PROOF_BYTES];
-    RS_TRY(swap_nonces(c->socket, dialled, nonces));
+    double until_s = clock_s() + PROOF_S;
+    RS_TRY(swap_nonces(c->socket, dialled, until_s, nonces));
     derive(key, labels[dialled], nonces, own);
     derive(key, labels[!dialled], nonces, expected);
-    if (!dialled) RS_TRY(send_all(c->socket, own, PROOF_BYTES));
-    RS_TRY(receive_all(c->socket, got, PROOF_BYTES));
+    if (!dialled) RS_TRY(send_all(c->socket, own, PROOF_BYTES, until_s));
+    RS_TRY(receive_all(c->socket, got, PROOF_BYTES, until_s));
     if (sodium_memcmp(got, expected, PROOF_BYTES) != 0) {
         return status_fail(RS_BAD_ARGUMENT, "the secrets of the two machines differ; give both the same");
     }
-    if (dialled) RS_TRY(send_all(c->socket, own, PROOF_BYTES));
+    if (dialled) RS_TRY(send_all(c->socket, own, PROOF_BYTES, until_s));
     static const char *const frames[2] = {"frames of the listener", "frames of the dialler"};
     derive(key, frames[dialled], nonces, c->out.key);
     derive(key, frames[!dialled], nonces, c->in.key);
@@ -313,9 +316,9 @@ static rs_status send_frame(channel *c, uint8_t kind, const void *data, size_t b
     uint8_t proof[PROOF_BYTES];
     seal(&c->out, head, data, bytes, proof);
     c->out.count++;
-    RS_TRY(send_all(c->socket, head, sizeof head));
-    RS_TRY(send_all(c->socket, data, bytes));
-    return send_all(c->socket, proof, sizeof proof);
+    RS_TRY(send_all(c->socket, head, sizeof head, INFINITY));
+    RS_TRY(send_all(c->socket, data, bytes, INFINITY));
+    return send_all(c->socket, proof, sizeof proof, INFINITY);
 }
 
 rs_status channel_send(channel *c, uint8_t kind, const void *data, size_t bytes) {
@@ -330,8 +333,8 @@ rs_status channel_send(channel *c, uint8_t kind, const void *data, size_t bytes)
 
 static rs_status receive_content(channel *c, const uint8_t head[HEAD_BYTES], channel_frame *f) {
     uint8_t proof[PROOF_BYTES], expected[PROOF_BYTES];
-    RS_TRY(receive_all(c->socket, f->data, f->bytes));
-    RS_TRY(receive_all(c->socket, proof, sizeof proof));
+    RS_TRY(receive_all(c->socket, f->data, f->bytes, INFINITY));
+    RS_TRY(receive_all(c->socket, proof, sizeof proof, INFINITY));
     seal(&c->in, head, f->data, f->bytes, expected);
     c->in.count++;
     if (sodium_memcmp(proof, expected, PROOF_BYTES) == 0) return RS_OK;
@@ -341,7 +344,7 @@ static rs_status receive_content(channel *c, const uint8_t head[HEAD_BYTES], cha
 rs_status channel_receive(channel *c, double deadline_s, channel_frame *out) {
     uint8_t head[HEAD_BYTES];
     RS_TRY(wait_socket(c->socket, POLLIN, clock_s() + deadline_s));
-    RS_TRY(receive_all(c->socket, head, sizeof head));
+    RS_TRY(receive_all(c->socket, head, sizeof head, INFINITY));
     size_t bytes = head[0] | (size_t)head[1] << 8 | (size_t)head[2] << 16 | (size_t)head[3] << 24;
     if (bytes > CHANNEL_FRAME_MAX) {
         return status_fail(RS_PEER_LOST, "a frame of %zu bytes, at most %d are possible", bytes, CHANNEL_FRAME_MAX);

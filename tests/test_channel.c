@@ -271,6 +271,29 @@ static void test_a_stranger_does_not_keep_others_out(void **state) {
     }
 }
 
+static void *drip(void *argument) {
+    static const uint8_t hello[] = {'r', 's', 'p', 'a', 'n', 0, 0, 1};
+    int fd = *(int *)argument;
+    for (size_t i = 0; send(fd, i < sizeof hello ? &hello[i] : hello, 1, MSG_NOSIGNAL) == 1; i++) usleep(200000);
+    return NULL;
+}
+
+/* One who sends a byte now and then gets no more time than one who sends none. */
+static void test_a_stranger_cannot_draw_out_the_proof(void **state) {
+    (void)state;
+    side head = {.secret = secret};
+    pthread_t thread;
+    head.listener = listen_somewhere(head.address);
+    int stranger = dial_raw(head.address);
+    assert_int_equal(pthread_create(&thread, NULL, drip, &stranger), 0);
+    side_main(&head);
+    assert_int_equal(head.status, RS_PEER_LOST);
+    assert_non_null(strstr(head.error, "took too long")); /* before the 40 bytes were there, which takes 8 s */
+    pthread_join(thread, NULL);
+    close(stranger);
+    close(head.listener);
+}
+
 /* ---- The watch ---- */
 
 typedef struct news {
@@ -371,6 +394,7 @@ int main(void) {
         cmocka_unit_test(test_a_connection_cut_anywhere_is_lost),
         cmocka_unit_test(test_frames_arrive_whole_and_in_order),
         cmocka_unit_test(test_a_stranger_does_not_keep_others_out),
+        cmocka_unit_test(test_a_stranger_cannot_draw_out_the_proof),
         cmocka_unit_test(test_two_watched_ends_live_on),
         cmocka_unit_test(test_a_silent_end_is_lost),
         cmocka_unit_test(test_last_words_are_heard),
