@@ -28,8 +28,9 @@ enum {
 
 static const char magic[MAGIC_BYTES] = {'r', 's', 'p', 'a', 'n', 0, 0, 1}; /* the last: how the secret is proved */
 static const double PROOF_S = 5;       /* for the whole proof: whoever listens does nothing else meanwhile */
+static const double CONNECT_S = 5;     /* for an address, where a host has several */
 static const double STEP_S = 5;        /* the most a peer may take between two bytes of a frame it has begun */
-static const double TRY_AGAIN_S = 0.2; /* while nobody listens */
+static const double TRY_AGAIN_S = 0.2; /* while nobody listens, and between two looks at go_on */
 
 /* One direction's key and how many frames went. */
 typedef struct stream {
@@ -55,6 +56,28 @@ static rs_status wait_socket(int fd, short events, double until_s) {
         if (ready > 0) return RS_OK;
         if (ready < 0 && errno != EINTR) return status_fail(RS_IO, "cannot wait for a socket: %s", strerror(errno));
     }
+}
+
+/* Who dials, and until when. */
+typedef struct dialler {
+    double until_s;
+    bool (*go_on)(void *user); /* or NULL */
+    void *user;
+} dialler;
+
+static bool goes_on(const dialler *d) {
+    return d->go_on == NULL || d->go_on(d->user);
+}
+
+/* wait_socket for a dialler: RS_CANCELLED when it does not go on. */
+static rs_status wait_dialling(int fd, short events, double until_s, const dialler *d) {
+    rs_status status;
+    do {
+        status = wait_socket(fd, events, fmin(until_s, clock_s() + TRY_AGAIN_S));
+        if (status != RS_PEER_LATE) return status;
+        if (!goes_on(d)) return status_fail(RS_CANCELLED, "stopped while looking for a head");
+    } while (clock_s() < until_s);
+    return status;
 }
 
 /* Each wait for the next bytes is bounded by STEP_S, and all of them by until_s of clock_s. */
@@ -104,28 +127,36 @@ static void derive(const uint8_t key[KEY_BYTES], const char *label, const uint8_
     crypto_auth_hmacsha256_final(&state, out);
 }
 
-/* Both sides' random bytes; the dialler speaks first. */
-static rs_status swap_nonces(int fd, bool dialled, double until_s, uint8_t nonces[2 * NONCE_BYTES]) {
+/* Both sides' random bytes; the dialler speaks first. Its kernel connects it while the listener is busy with others:
+ * *until_s, the end of the proof, counts from the answer. */
+static rs_status swap_nonces(int fd, const dialler *d, double *until_s, uint8_t nonces[2 * NONCE_BYTES]) {
     uint8_t own[HELLO_BYTES], other[HELLO_BYTES];
+    bool dialled = d != NULL;
+    *until_s = clock_s() + PROOF_S;
     memcpy(own, magic, MAGIC_BYTES);
     randombytes_buf(own + MAGIC_BYTES, NONCE_BYTES);
-    if (dialled) RS_TRY(send_all(fd, own, HELLO_BYTES, until_s));
-    RS_TRY(receive_all(fd, other, HELLO_BYTES, until_s));
+    if (dialled) {
+        RS_TRY(send_all(fd, own, HELLO_BYTES, *until_s));
+        RS_TRY(wait_dialling(fd, POLLIN, fmax(d->until_s, *until_s), d));
+        *until_s = clock_s() + PROOF_S;
+    }
+    RS_TRY(receive_all(fd, other, HELLO_BYTES, *until_s));
     if (memcmp(other, magic, MAGIC_BYTES) != 0) {
         return status_fail(RS_BAD_FORMAT, "the other side is no ringspan, or one that proves its secret otherwise");
     }
-    if (!dialled) RS_TRY(send_all(fd, own, HELLO_BYTES, until_s));
+    if (!dialled) RS_TRY(send_all(fd, own, HELLO_BYTES, *until_s));
     memcpy(nonces + (dialled ? 0 : NONCE_BYTES), own + MAGIC_BYTES, NONCE_BYTES);
     memcpy(nonces + (dialled ? NONCE_BYTES : 0), other + MAGIC_BYTES, NONCE_BYTES);
     return RS_OK;
 }
 
-/* The listener is the first to prove, so that a dialler with the wrong secret learns why. */
-static rs_status prove(channel *c, bool dialled, const uint8_t key[KEY_BYTES]) {
+/* The listener (d NULL) is the first to prove, so that a dialler with the wrong secret learns why. */
+static rs_status prove(channel *c, const dialler *d, const uint8_t key[KEY_BYTES]) {
     static const char *const labels[2] = {"listener", "dialler"};
     uint8_t nonces[2 * NONCE_BYTES], own[PROOF_BYTES], expected[PROOF_BYTES], got[PROOF_BYTES];
-    double until_s = clock_s() + PROOF_S;
-    RS_TRY(swap_nonces(c->socket, dialled, until_s, nonces));
+    bool dialled = d != NULL;
+    double until_s;
+    RS_TRY(swap_nonces(c->socket, d, &until_s, nonces));
     derive(key, labels[dialled], nonces, own);
     derive(key, labels[!dialled], nonces, expected);
     if (!dialled) RS_TRY(send_all(c->socket, own, PROOF_BYTES, until_s));
@@ -150,7 +181,7 @@ rs_status channel_check_secret(size_t secret_bytes) {
 }
 
 /* A connected socket to a channel; takes the socket over, also on failure. */
-static rs_status open_channel(int fd, bool dialled, const void *secret, size_t secret_bytes, channel **out) {
+static rs_status open_channel(int fd, const dialler *d, const void *secret, size_t secret_bytes, channel **out) {
     static const int on = 1;
     uint8_t key[KEY_BYTES];
     channel *c = calloc(1, sizeof *c);
@@ -162,7 +193,7 @@ static rs_status open_channel(int fd, bool dialled, const void *secret, size_t s
     pthread_mutex_init(&c->send_lock, NULL);
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     crypto_hash_sha256(key, secret, secret_bytes);
-    rs_status status = prove(c, dialled, key);
+    rs_status status = prove(c, d, key);
     sodium_memzero(key, sizeof key);
     if (status != RS_OK) {
         channel_close(c);
@@ -247,30 +278,37 @@ rs_status channel_accept(int listener, const void *secret, size_t secret_bytes, 
     int fd = accept4(listener, (struct sockaddr *)&address, &bytes, SOCK_CLOEXEC);
     if (fd < 0) return status_fail(RS_IO, "cannot accept a connection: %s", strerror(errno));
     name_peer((struct sockaddr *)&address, bytes, peer);
-    if (open_channel(fd, false, secret, secret_bytes, out) == RS_OK) return RS_OK;
+    if (open_channel(fd, NULL, secret, secret_bytes, out) == RS_OK) return RS_OK;
     char why[STATUS_TEXT_MAX];
     snprintf(why, sizeof why, "%s", rs_last_error());
     return status_fail(RS_PEER_LOST, "%s was refused: %s", peer, why);
 }
 
-/* Connects to the first address that answers. Returns the socket or -errno. */
-static int connect_any(const struct addrinfo *found, double until_s) {
+/* Connects to the first address that answers. RS_PEER_LATE with the reason alone as text, RS_CANCELLED. */
+static rs_status connect_any(const struct addrinfo *found, const dialler *d, int *out) {
     int error = ECONNREFUSED;
     for (const struct addrinfo *a = found; a != NULL; a = a->ai_next) {
         int fd = socket(a->ai_family, a->ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-        if (fd < 0) return -errno;
+        if (fd < 0) return status_fail(RS_PEER_LATE, "%s", strerror(errno));
+        rs_status status = RS_OK;
         socklen_t bytes = sizeof error;
-        if (connect(fd, a->ai_addr, a->ai_addrlen) == 0) return fd;
-        error = errno;
+        error = connect(fd, a->ai_addr, a->ai_addrlen) == 0 ? 0 : errno;
         if (error == EINPROGRESS) {
-            double step_s = clock_s() + STEP_S < until_s ? clock_s() + STEP_S : until_s;
+            status = wait_dialling(fd, POLLOUT, fmin(d->until_s, clock_s() + CONNECT_S), d);
             error = ETIMEDOUT;
-            if (wait_socket(fd, POLLOUT, step_s) == RS_OK) getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &bytes);
-            if (error == 0) return fd;
+            if (status == RS_OK) getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &bytes);
         }
+        *out = fd;
+        if (error == 0) return RS_OK;
         close(fd);
+        if (status == RS_CANCELLED) return status;
     }
-    return -error;
+    return status_fail(RS_PEER_LATE, "%s", strerror(error));
+}
+
+/* Whether it is worth to dial again: a listener may come, or close on those it has not let in yet and come again. */
+static bool may_answer(rs_status status) {
+    return status == RS_PEER_LATE || status == RS_PEER_LOST;
 }
 
 rs_status channel_dial(const char *address, const void *secret, size_t secret_bytes, double deadline_s,
@@ -278,21 +316,23 @@ rs_status channel_dial(const char *address, const void *secret, size_t secret_by
     struct addrinfo *found;
     RS_TRY(channel_check_secret(secret_bytes));
     RS_TRY(resolve(address, false, &found));
-    double until_s = clock_s() + deadline_s;
-    bool stopped = false;
-    int fd;
+    dialler d = {clock_s() + deadline_s, go_on, user};
+    rs_status status;
     for (;;) {
-        fd = connect_any(found, until_s);
-        stopped = fd < 0 && go_on != NULL && !go_on(user);
-        if (fd >= 0 || stopped || clock_s() + TRY_AGAIN_S > until_s) break;
+        int fd = -1;
+        status = connect_any(found, &d, &fd);
+        if (status == RS_OK) status = open_channel(fd, &d, secret, secret_bytes, out);
+        if (may_answer(status) && !goes_on(&d)) status = status_fail(RS_CANCELLED, "stopped while looking for a head");
+        if (!may_answer(status) || clock_s() + TRY_AGAIN_S > d.until_s) break;
         struct timespec pause = clock_after(TRY_AGAIN_S);
         while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &pause, NULL) == EINTR) continue;
     }
     freeaddrinfo(found);
-    if (fd >= 0) return open_channel(fd, true, secret, secret_bytes, out);
-    if (stopped) return status_fail(RS_CANCELLED, "stopped while looking for a head");
+    if (!may_answer(status)) return status;
+    char why[STATUS_TEXT_MAX];
+    snprintf(why, sizeof why, "%s", rs_last_error());
     return status_fail(RS_PEER_LATE, "nobody answers at %s (%s); is the head running there, and the port open?",
-                       address, strerror(-fd));
+                       address, why);
 }
 
 /* ---- Frames ---- */

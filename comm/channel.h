@@ -39,9 +39,10 @@ rs_status channel_check_secret(size_t secret_bytes);
 rs_status channel_accept(int listener, const void *secret, size_t secret_bytes, double deadline_s,
                          char peer[CHANNEL_PEER_MAX], channel **out);
 
-/* Connects to "HOST:PORT" and proves the secret, trying again for `deadline_s` while nobody answers there.
+/* Connects to "HOST:PORT" and proves the secret, trying again for `deadline_s` while nobody answers there or who does
+ * closes before the proof; one that is busy with others has as long to begin it, and five seconds at least.
  * RS_BAD_ARGUMENT for no such address or when the secrets differ, RS_PEER_LATE when nobody answered, RS_CANCELLED when
- * go_on (or NULL), asked before it tries again, says so, RS_BAD_FORMAT when something else listens there. */
+ * go_on (or NULL), asked five times a second, says so, RS_BAD_FORMAT when something else listens there. */
 rs_status channel_dial(const char *address, const void *secret, size_t secret_bytes, double deadline_s,
                        bool (*go_on)(void *user), void *user, channel **out);
 

@@ -26,7 +26,8 @@ enum { FRAMES = 50, BYTES_MAX = 100000 };
 typedef struct side {
     pthread_t thread;
     const char *secret;
-    int listener; /* -1: it dials */
+    int listener;      /* -1: it dials */
+    double patience_s; /* 0: 20 */
     char address[64];
     rs_status status;
     char error[STATUS_TEXT_MAX], peer[CHANNEL_PEER_MAX];
@@ -36,8 +37,9 @@ typedef struct side {
 static void *side_main(void *argument) {
     side *s = argument;
     size_t bytes = strlen(s->secret);
-    s->status = s->listener >= 0 ? channel_accept(s->listener, s->secret, bytes, 20, s->peer, &s->channel)
-                                 : channel_dial(s->address, s->secret, bytes, 20, NULL, NULL, &s->channel);
+    double patience_s = s->patience_s > 0 ? s->patience_s : 20;
+    s->status = s->listener >= 0 ? channel_accept(s->listener, s->secret, bytes, patience_s, s->peer, &s->channel)
+                                 : channel_dial(s->address, s->secret, bytes, patience_s, NULL, NULL, &s->channel);
     snprintf(s->error, sizeof s->error, "%s", rs_last_error());
     return NULL;
 }
@@ -120,6 +122,48 @@ static void test_nobody_there(void **state) {
     assert_int_equal(asked, 3);
 }
 
+/* The kernel connects before the head has time: the member waits as long as it was told to, and can be stopped. */
+static void test_a_busy_head_is_waited_for(void **state) {
+    (void)state;
+    side head = {.secret = secret}, member = {.secret = secret, .listener = -1};
+    channel *c;
+    int asked = 0;
+    head.listener = listen_somewhere(head.address);
+    assert_int_equal(channel_dial(head.address, secret, strlen(secret), 600, three_times, &asked, &c), RS_CANCELLED);
+    assert_int_equal(asked, 3);
+    side_main(&head); /* the one who has gone */
+    assert_int_equal(head.status, RS_PEER_LOST);
+    snprintf(member.address, sizeof member.address, "%s", head.address);
+    assert_int_equal(pthread_create(&member.thread, NULL, side_main, &member), 0);
+    usleep(6000000); /* longer than the proof may take */
+    side_main(&head);
+    pthread_join(member.thread, NULL);
+    assert_int_equal(head.status, RS_OK);
+    assert_int_equal(member.status, RS_OK);
+    close_sides(&head, &member);
+    close(head.listener);
+}
+
+/* A head that closes, and comes again, finds a member that it had not let in yet. */
+static void test_a_head_that_closes_is_dialled_again(void **state) {
+    (void)state;
+    side head = {.secret = secret}, member = {.secret = secret, .listener = -1};
+    uint16_t port;
+    int first = listen_somewhere(head.address);
+    struct pollfd knocks = {.fd = first, .events = POLLIN};
+    snprintf(member.address, sizeof member.address, "%s", head.address);
+    assert_int_equal(pthread_create(&member.thread, NULL, side_main, &member), 0);
+    assert_int_equal(poll(&knocks, 1, 20000), 1);
+    close(first);
+    assert_int_equal(channel_listen(head.address, &head.listener, &port), RS_OK);
+    side_main(&head);
+    pthread_join(member.thread, NULL);
+    assert_int_equal(head.status, RS_OK);
+    assert_int_equal(member.status, RS_OK);
+    close_sides(&head, &member);
+    close(head.listener);
+}
+
 /* ---- A relay on the wire ---- */
 
 /* Passes bytes between dialler and head, and changes byte `change` of those from dialler to head, or closes there. */
@@ -143,6 +187,7 @@ static int dial_raw(const char *address) {
 static void *relay_main(void *argument) {
     relay *r = argument;
     int near = accept(r->listener, NULL, NULL), far = dial_raw(r->onward);
+    close(r->listener); /* who dials again is refused */
     size_t passed = 0;
     struct pollfd ends[2] = {{.fd = near, .events = POLLIN}, {.fd = far, .events = POLLIN}};
     for (bool on = true; on && poll(ends, 2, -1) > 0;) {
@@ -169,7 +214,7 @@ enum { HELLO_BYTES = 40, PROOF_BYTES = 32 };
 /* Opens a connection through a relay and sends one frame over it; returns what became of it at the head. */
 static rs_status through_relay(size_t change, bool cut) {
     relay r = {.change = change, .cut = cut};
-    side head = {.secret = secret}, member = {.secret = secret, .listener = -1};
+    side head = {.secret = secret}, member = {.secret = secret, .listener = -1, .patience_s = 0.1};
     channel_frame f;
     r.listener = listen_somewhere(r.address);
     head.listener = listen_somewhere(head.address);
@@ -188,7 +233,6 @@ static rs_status through_relay(size_t change, bool cut) {
     }
     close_sides(&head, &member);
     pthread_join(r.thread, NULL);
-    close(r.listener);
     close(head.listener);
     return status;
 }
@@ -390,6 +434,8 @@ int main(void) {
         cmocka_unit_test(test_another_secret_is_refused_and_told),
         cmocka_unit_test(test_short_secrets_and_bad_addresses_are_refused),
         cmocka_unit_test(test_nobody_there),
+        cmocka_unit_test(test_a_busy_head_is_waited_for),
+        cmocka_unit_test(test_a_head_that_closes_is_dialled_again),
         cmocka_unit_test(test_a_changed_byte_is_found_wherever_it_is),
         cmocka_unit_test(test_a_connection_cut_anywhere_is_lost),
         cmocka_unit_test(test_frames_arrive_whole_and_in_order),
