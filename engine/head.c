@@ -163,6 +163,7 @@ rs_status rs_cluster_open(const rs_model *model, const rs_cluster_options *o, rs
     rs_cluster *c;
     uint16_t port;
     RS_TRY(cluster_new(o, &c));
+    if (model != NULL) model_hash(model, c->model); /* a cold file takes its time: nobody is to wait for it */
     rs_status status = channel_listen(o->address, &c->listener, &port);
     if (status == RS_OK) {
         gethostname(c->machine[0].host, CLUSTER_HOST_MAX - 1);
@@ -170,7 +171,6 @@ rs_status rs_cluster_open(const rs_model *model, const rs_cluster_options *o, rs
         c->machine[0].known = o->machine != NULL;
         if (o->machine != NULL) c->machine[0].is = *o->machine;
         c->machine[0].is.memory_bytes = budget_limit();
-        if (model != NULL) model_hash(model, c->model);
         status = invite(c, model, port);
         order_machines(c);
     }
