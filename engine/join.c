@@ -11,8 +11,9 @@
 #include "engine/words.h"
 #include "plan/budget.h"
 
-static const double FIND_S = 2; /* the least in which a head is found */
-static const double DIAL_S = 1; /* one that was found at the last moment has this left to answer */
+static const double FIND_S = 2;   /* the least in which a head is found */
+static const double DIAL_S = 1;   /* one that was found at the last moment has this left to answer */
+static const double POLL_S = 0.2; /* between two looks at what the user wants */
 
 /* ---- Getting in ---- */
 
@@ -28,11 +29,11 @@ static rs_status find_head(rs_cluster *c, discover_head *found) {
     return RS_OK;
 }
 
-static rs_status say_hello(rs_cluster *c, const rs_options *own, const rs_model *model) {
+static rs_status say_hello(rs_cluster *c, const rs_options *own, const char *hash) {
     words_hello hello = {.version = RS_VERSION};
     char *text;
     if (gethostname(hello.host, sizeof hello.host - 1) != 0) hello.host[0] = 0;
-    if (model != NULL) model_hash(model, hello.model);
+    snprintf(hello.model, sizeof hello.model, "%s", hash);
     hello.known = c->options.machine != NULL;
     if (hello.known) hello.is = *c->options.machine;
     hello.is.memory_bytes = own->memory_limit > 0 ? own->memory_limit : budget_limit();
@@ -40,14 +41,21 @@ static rs_status say_hello(rs_cluster *c, const rs_options *own, const rs_model 
     return peer_send_text(c->machine[0].peer, PEER_HELLO, text);
 }
 
-/* The next frame of a kind from the head; its own last words where there are some. */
-static rs_status expect(rs_cluster *c, peer_kind kind, double deadline_s, channel_frame *f) {
-    rs_status status = peer_expect(c->machine[0].peer, kind, deadline_s, f);
-    if (status != RS_PEER_LOST) return status;
+/* The next frame of a kind from the head, within CLUSTER_ANSWER_S unless its user stops it; the head's own last words
+ * where there are some. */
+static rs_status expect(rs_cluster *c, peer_kind kind, channel_frame *f) {
+    double until_s = clock_s() + CLUSTER_ANSWER_S;
     char why[STATUS_TEXT_MAX];
-    snprintf(why, sizeof why, "%s", rs_last_error());
-    RS_TRY(cluster_verdict(c));
-    return status_fail(status, "%s", why);
+    rs_status status;
+    do {
+        status = peer_expect(c->machine[0].peer, kind, POLL_S, f);
+        if (status != RS_PEER_LOST && status != RS_PEER_LATE) return status;
+        snprintf(why, sizeof why, "%s", rs_last_error());
+        cluster_poll(c);
+        RS_TRY(cluster_verdict(c));
+    } while (status == RS_PEER_LATE && clock_s() < until_s);
+    if (status == RS_PEER_LOST) return status_fail(status, "%s", why);
+    return status_fail(status, "no answer from %s within %.0f s", c->machine[0].host, CLUSTER_ANSWER_S);
 }
 
 /* Receives what every rank needs of a model into `data`. */
@@ -55,7 +63,7 @@ static rs_status receive_model(rs_cluster *c, uint8_t *data, uint64_t file_bytes
     for (;;) {
         channel_frame f;
         uint64_t offset = 0;
-        RS_TRY(expect(c, PEER_BYTES, CLUSTER_ANSWER_S, &f));
+        RS_TRY(expect(c, PEER_BYTES, &f));
         for (int i = 0; i < 8 && f.bytes > 8; i++) offset |= (uint64_t)f.data[i] << 8 * i;
         bool last = f.bytes == 0, fits = f.bytes > 8 && offset <= file_bytes && f.bytes - 8 <= file_bytes - offset;
         if (fits) memcpy(data + offset, f.data + 8, f.bytes - 8);
@@ -107,7 +115,7 @@ static rs_status swap_addresses(rs_cluster *c, uint32_t ranks, const ucx_comm *o
     const void *address = ucx_address(own, &bytes);
     RS_TRY(words_write_address(address, bytes, &text));
     RS_TRY(peer_send_text(c->machine[0].peer, PEER_READY, text));
-    RS_TRY(expect(c, PEER_NAMES, CLUSTER_ANSWER_S, &f));
+    RS_TRY(expect(c, PEER_NAMES, &f));
     rs_status status = words_read_addresses(&f, ranks, list);
     free(f.data);
     for (uint32_t r = 0; r < ranks; r++) addresses[r] = (comm_part){list[r].data, list[r].bytes};
@@ -186,7 +194,7 @@ static rs_status run_engine(rs_cluster *c, const rs_model *model, const rs_optio
 static rs_status serve_head(rs_cluster *c, const rs_model *model, const rs_options *own) {
     for (;;) {
         channel_frame f;
-        rs_status status = peer_next(c->machine[0].peer, PEER_SILENCE_S / 8, &f);
+        rs_status status = peer_next(c->machine[0].peer, POLL_S, &f);
         if (status == RS_PEER_LATE) {
             cluster_poll(c);
             RS_TRY(cluster_verdict(c));
@@ -206,12 +214,12 @@ static rs_status serve_head(rs_cluster *c, const rs_model *model, const rs_optio
     }
 }
 
-static rs_status join(rs_cluster *c, const rs_options *own, const rs_model *model) {
+static rs_status join(rs_cluster *c, const rs_options *own, const rs_model *model, const char *hash) {
     rs_model *fetched = NULL;
     channel_frame f;
     words_welcome w;
-    RS_TRY(say_hello(c, own, model));
-    RS_TRY(expect(c, PEER_WELCOME, CLUSTER_ANSWER_S, &f));
+    RS_TRY(say_hello(c, own, hash));
+    RS_TRY(expect(c, PEER_WELCOME, &f));
     rs_status status = words_read_welcome(&f, &w);
     free(f.data);
     if (status != RS_OK) return status;
@@ -235,8 +243,10 @@ rs_status rs_cluster_join(const rs_cluster_options *o, const rs_options *own, co
     rs_cluster *c;
     channel *line;
     discover_head found;
+    char hash[MODEL_HASH_TEXT] = "";
     RS_TRY(channel_check_secret(o->secret_bytes));
     RS_TRY(cluster_new(o, &c));
+    if (model != NULL) model_hash(model, hash); /* a cold file takes its time, and a head none for a hello */
     const rs_cluster_options *given = &c->options;
     rs_status status = o->address == NULL ? find_head(c, &found) : RS_OK;
     if (status == RS_OK) {
@@ -246,7 +256,7 @@ rs_status rs_cluster_join(const rs_cluster_options *o, const rs_options *own, co
         snprintf(c->machine[0].host, sizeof c->machine[0].host, "%s", given->address); /* until it says its name */
         status = peer_open(line, cluster_lost, c, &c->machine[0].peer);
     }
-    if (status == RS_OK) status = join(c, own, model);
+    if (status == RS_OK) status = join(c, own, model, hash);
     char why[STATUS_TEXT_MAX];
     snprintf(why, sizeof why, "%s", rs_last_error());
     rs_cluster_close(c);

@@ -11,6 +11,7 @@ import signal
 import socket
 import struct
 import subprocess
+import threading
 import time
 
 import pytest
@@ -152,6 +153,40 @@ def test_a_head_that_comes_later_is_found(start, model):
     assert end(head)[0] == 0 and end(member)[0] == 0
 
 
+def test_a_head_that_is_busy_with_another_is_waited_for(start, model):
+    """One that knows the secret and says no hello, and one that does not know it, have the head for five seconds each.
+    """
+    head, address = lead(start, model, "-n", "2")
+    silent = threading.Thread(target=Peer(address).live)
+    silent.start()
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port))):
+        member = start("join", address)
+        assert end(head)[0] == 0 and end(member)[0] == 0
+    silent.join(LIMIT_S)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_member_that_waits_can_be_stopped(start, how):
+    """For a head's first byte, and for its word after the proof."""
+    for talks in (False, True):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            member = start("join", f"127.0.0.1:{listener.getsockname()[1]}")
+            listener.settimeout(LIMIT_S)
+            if talks:
+                head = Peer(listener.accept()[0])
+                assert head.receive()[0] == HELLO
+                beats = threading.Thread(target=head.live)
+                beats.start()
+            else:
+                listener.accept()[0].recv(40, socket.MSG_WAITALL)
+            member.send_signal(how)
+            code, _, said = end(member)
+            assert code == 128 + how, said
+            if talks:
+                beats.join(LIMIT_S)
+
+
 @pytest.mark.parametrize(
     "words, secret, reason",
     [
@@ -191,21 +226,31 @@ class Peer:
     """The other end of a channel, written after comm/channel.h: a second implementation."""
 
     def __init__(self, address, secret=SECRET):
-        host, port = address.rsplit(":", 1)
-        self.socket = socket.create_connection((host, int(port)), timeout=LIMIT_S)
+        """Dials an address, or is the listener's end of an accepted socket."""
+        dials = isinstance(address, str)
+        if dials:
+            host, port = address.rsplit(":", 1)
+            self.socket = socket.create_connection((host, int(port)), timeout=LIMIT_S)
+        else:
+            self.socket = address
         key = hashlib.sha256(secret.encode()).digest()
         own = os.urandom(32)
         self.socket.sendall(MAGIC + own)
         theirs = self.take(40)
         assert theirs[:8] == MAGIC
-        nonces = own + theirs[8:]
+        nonces = own + theirs[8:] if dials else theirs[8:] + own
 
         def derive(label):
             return hmac.digest(key, label + nonces, "sha256")
 
-        assert self.take(32) == derive(b"listener")
-        self.socket.sendall(derive(b"dialler"))
+        if not dials:
+            self.socket.sendall(derive(b"listener"))
+        assert self.take(32) == derive(b"listener" if dials else b"dialler")
+        if dials:
+            self.socket.sendall(derive(b"dialler"))
         self.keys = derive(b"frames of the dialler"), derive(b"frames of the listener")
+        if not dials:
+            self.keys = self.keys[::-1]
         self.counts = [0, 0]
 
     def take(self, count):
@@ -237,6 +282,14 @@ class Peer:
             if kind != BEAT:
                 return kind, content
             self.send(BEAT)
+
+    def live(self):
+        """Gives signs of life until the other leaves."""
+        try:
+            while True:
+                self.receive()
+        except OSError:
+            pass
 
     def hello(self, **other):
         version = subprocess.run([BIN, "--version"], capture_output=True, text=True).stdout.split()[1]
