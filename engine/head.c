@@ -138,8 +138,15 @@ static rs_status invite(rs_cluster *c, const rs_model *model, uint16_t port) {
     return status;
 }
 
+static bool all_known(const rs_cluster *c) {
+    bool known = true;
+    for (uint32_t i = 0; i < c->machines; i++) known = known && c->machine[i].known;
+    return known;
+}
+
 /* The fastest memory first, behind the head: a plan that leaves machines out leaves out the last. */
 static void order_machines(rs_cluster *c) {
+    if (!all_known(c)) return; /* nor does a planner choose then: as they came */
     pthread_mutex_lock(&c->lock);
     for (uint32_t i = 2; i < c->machines; i++) {
         cluster_machine m = c->machine[i];
@@ -272,8 +279,7 @@ rs_status rs_cluster_measure(rs_cluster *c, rs_machines *out, bool *known) {
     size_t pairs = (size_t)c->machines * c->machines;
     ucx_comm *u = NULL;
     RS_TRY(cluster_verdict(c));
-    *known = true;
-    for (uint32_t i = 0; i < c->machines; i++) *known = *known && c->machine[i].known;
+    *known = all_known(c);
     if (!*known) return RS_OK;
     words_address *list = calloc(c->machines, sizeof *list);
     rs_link *links = calloc(pairs, sizeof *links);

@@ -84,6 +84,7 @@ rs_status words_read_hello(const channel_frame *f, words_hello *out) {
     /* Another version, which is refused next, may tell of its machine otherwise. */
     out->known =
         read_hex(machine, &out->is, sizeof out->is, &bytes) && bytes == sizeof out->is && is_plausible(&out->is);
+    if (!out->known) out->is = (rs_machine){0};
     json_decref(object);
     return RS_OK;
 }

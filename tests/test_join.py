@@ -219,6 +219,32 @@ def test_the_secret_may_be_in_a_file(start, model, tmp_path):
     assert end(head)[0] == 0 and end(member)[0] == 0
 
 
+def probed(start):
+    """Probes this machine; what it then says of itself, from a hello to a head that is one of the test's own."""
+    assert end(start("probe", "-q", "--threads", "1"))[0] == 0
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        start("join", f"127.0.0.1:{listener.getsockname()[1]}")
+        listener.settimeout(LIMIT_S)
+        return Peer(listener.accept()[0]).answer(HELLO)["machine"]
+
+
+def with_speed(machine, bytes_per_s):
+    """rs_machine as hex digits, with its first rate replaced: a double behind name, memory and threads."""
+    return machine[:128] + struct.pack("<d", bytes_per_s).hex() + machine[144:]
+
+
+def test_ranks_go_by_speed_only_where_all_are_known(start, model):
+    machine = probed(start)
+    for slow, rank in ((None, 1), (with_speed(machine, 1e9), 2)):
+        _, address = lead(start, model, hosts=3)
+        peers = []
+        for one in (slow, with_speed(machine, 2e9)):
+            peers.append(Peer(address))
+            peers[-1].hello(machine=one)
+            peers[-1].answer(WELCOME)
+        assert peers[0].answer(MEASURE, PLAN)["rank"] == rank
+
+
 # ---- Machines that misbehave ----
 
 
@@ -290,6 +316,13 @@ class Peer:
                 self.receive()
         except OSError:
             pass
+
+    def answer(self, *kinds):
+        """The content of the next frame of one of the kinds."""
+        while True:
+            got, content = self.receive()
+            if got in kinds:
+                return json.loads(content)
 
     def hello(self, **other):
         version = subprocess.run([BIN, "--version"], capture_output=True, text=True).stdout.split()[1]
