@@ -134,9 +134,22 @@ static void run_on(rs_cluster *c, comm *ends) {
     if (over) ends->abort(ends);
 }
 
+/* ucx_connect, which says what may be wrong where machines reach the head but not each other. */
+static rs_status connect_ranks(const rs_cluster *c, ucx_comm *u, uint32_t own, uint32_t ranks,
+                               const comm_part *addresses) {
+    rs_status status = ucx_connect(u, own, ranks, addresses, c->epoch, CONNECT_S);
+    if (status != RS_PEER_LATE && status != RS_PEER_LOST) return status;
+    char why[STATUS_TEXT_MAX];
+    snprintf(why, sizeof why, "%s", rs_last_error());
+    return status_fail(status,
+                       "%.300s; UCX opens ports of its own between all machines: let them through, or name the network "
+                       "that all share in UCX_NET_DEVICES",
+                       why);
+}
+
 rs_status cluster_measure_links(rs_cluster *c, ucx_comm *u, uint32_t own, uint32_t ranks, const comm_part *addresses,
                                 rs_link *list) {
-    RS_TRY(ucx_connect(u, own, ranks, addresses, c->epoch, CONNECT_S));
+    RS_TRY(connect_ranks(c, u, own, ranks, addresses));
     comm *ends = ucx_comm_of(u);
     ends->deadline_s = CLUSTER_ANSWER_S;
     run_on(c, ends);
@@ -147,7 +160,7 @@ rs_status cluster_measure_links(rs_cluster *c, ucx_comm *u, uint32_t own, uint32
 
 rs_status cluster_connect(rs_cluster *c, rs_engine *e, const comm_part *addresses) {
     uint32_t ranks = e->plan->sharding.ranks, threads[RS_RANKS_MAX] = {rank_threads(&e->plan->options, e->first)};
-    RS_TRY(ucx_connect(e->ucx, e->first, ranks, addresses, c->epoch, CONNECT_S));
+    RS_TRY(connect_ranks(c, e->ucx, e->first, ranks, addresses));
     /* A process that leaves units to others does not pin: several ranks of one machine would meet on the same ones. */
     if (threads[0] == e->topology->cpus) topology_deal(e->topology, 1, threads);
     e->cluster = c;

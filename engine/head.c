@@ -253,9 +253,12 @@ rs_status cluster_start(rs_cluster *c, rs_engine *e) {
     comm_part addresses[RS_RANKS_MAX];
     uint32_t threads = rank_threads(&e->plan->options, 0);
     rs_status status = ucx_open(threads == e->topology->cpus, &e->ucx);
-    if (status == RS_OK) status = send_plans(c, e);
-    if (status == RS_OK) status = swap_addresses(c, ranks, e->ucx, list, addresses);
-    if (status == RS_OK) status = cluster_connect(c, e, addresses);
+    if (status == RS_OK) {
+        status = send_plans(c, e);
+        if (status == RS_OK) status = swap_addresses(c, ranks, e->ucx, list, addresses);
+        if (status == RS_OK) status = cluster_connect(c, e, addresses);
+        if (status != RS_OK) status = cluster_fail(c, status);
+    }
     free(list);
     return status;
 }
@@ -284,8 +287,13 @@ rs_status rs_cluster_measure(rs_cluster *c, rs_machines *out, bool *known) {
     words_address *list = calloc(c->machines, sizeof *list);
     rs_link *links = calloc(pairs, sizeof *links);
     rs_status status = list != NULL && links != NULL ? RS_OK : status_fail(RS_NO_MEMORY, "no memory to measure links");
-    if (status == RS_OK && c->machines > 1) status = ucx_open(true, &u);
-    if (status == RS_OK && c->machines > 1) status = measure_links(c, u, list, links);
+    if (status == RS_OK && c->machines > 1) {
+        status = ucx_open(true, &u);
+        if (status == RS_OK) {
+            status = measure_links(c, u, list, links);
+            if (status != RS_OK) status = cluster_fail(c, status);
+        }
+    }
     ucx_close(u);
     if (status == RS_OK) {
         memset(out, 0, sizeof *out);

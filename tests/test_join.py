@@ -384,6 +384,55 @@ def test_a_member_that_says_why_it_cannot(start, model):
     assert code == 2 and "rank 1 (fake): there is no room in here" in said
 
 
+@pytest.mark.parametrize("command", ["run", "probe"])
+def test_what_one_does_wrong_is_told_to_all(start, model, command):
+    """While plans are exchanged, and while links are measured."""
+    machine = probed(start) if command == "probe" else None
+    if command == "run":
+        head, address = lead(start, model, hosts=3)
+    else:
+        head = start("probe", "--hosts", "3", "--listen", "127.0.0.1:0")
+        address = address_of(head)
+    peers = []
+    for name in ("odd", "good"):
+        peers.append(Peer(address))
+        peers[-1].hello(host=name, machine=machine)
+        peers[-1].answer(WELCOME)
+    peers[0].answer(MEASURE, PLAN)
+    peers[0].send(READY, "{}")
+    kind, content = peers[1].receive()
+    while kind not in (FAILED, BYE):
+        kind, content = peers[1].receive()
+    assert kind == FAILED and b"rank 1 (odd): an address from the other machine" in content
+    code, _, said = end(head)
+    assert code == 2 and "rank 1 (odd): an address" in said
+
+
+def test_a_member_that_ucx_cannot_reach(start, model):
+    """One that lends the address of a rank that has ended: what may be wrong is told to both."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        member = start("join", f"127.0.0.1:{listener.getsockname()[1]}")
+        listener.settimeout(LIMIT_S)
+        other = Peer(listener.accept()[0])
+        other.answer(HELLO)
+        other.send(WELCOME, json.dumps({"host": "fake", "model": "", "file_bytes": 0}))
+        other.send(MEASURE, json.dumps({"rank": 1, "ranks": 2, "epoch": 1}))
+        ready = other.answer(READY)
+        member.kill()
+        member.wait()
+    head, address = lead(start, model)
+    peer = Peer(address)
+    peer.hello()
+    peer.answer(PLAN)
+    peer.send(READY, json.dumps(ready))
+    kind, content = peer.receive()
+    while kind != FAILED:
+        kind, content = peer.receive()
+    assert b"UCX_NET_DEVICES" in content
+    code, _, said = end(head)
+    assert code == 2 and "UCX_NET_DEVICES" in said, said
+
+
 # ---- Machines that go ----
 
 
