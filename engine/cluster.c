@@ -24,13 +24,18 @@ rs_status cluster_new(const rs_cluster_options *o, rs_cluster **out) {
     return RS_OK;
 }
 
+void cluster_stop_listening(rs_cluster *c) {
+    if (c->listener >= 0) close(c->listener);
+    c->listener = -1;
+}
+
 void rs_cluster_close(rs_cluster *c) {
     if (c == NULL) return;
     for (uint32_t i = 0; i < c->machines; i++) {
         if (c->machine[i].peer != NULL) peer_send(c->machine[i].peer, PEER_BYE, NULL, 0);
     }
     for (uint32_t i = 0; i < c->machines; i++) peer_close(c->machine[i].peer);
-    if (c->listener >= 0) close(c->listener);
+    cluster_stop_listening(c);
     pthread_cond_destroy(&c->judged);
     pthread_mutex_destroy(&c->lock);
     free(c);
@@ -76,7 +81,7 @@ void cluster_lost(void *cluster, peer *p, rs_status status, const char *why) {
     bool known = i < c->machines; /* else it was never let in */
     pthread_mutex_unlock(&c->lock);
     if (!known) return;
-    if (c->listener < 0) {
+    if (!c->leads) {
         snprintf(text, sizeof text, "the head (%s): %.400s", c->machine[i].host, why);
     } else {
         snprintf(text, sizeof text, "rank %u (%s): %.400s", i, c->machine[i].host, why);

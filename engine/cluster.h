@@ -29,7 +29,8 @@ struct rs_cluster {
     rs_cluster_options options;
     uint32_t machines;           /* known here: all at the head, the head at a member */
     uint32_t epoch;              /* of the latest engine */
-    int listener;                /* -1 at a member */
+    bool leads;                  /* this is the head */
+    int listener;                /* the head's, until all have come; -1: none */
     char model[MODEL_HASH_TEXT]; /* hash of the head's; "" where it only measures */
 
     pthread_mutex_t lock; /* of all below */
@@ -51,6 +52,9 @@ rs_status cluster_start(rs_cluster *c, rs_engine *e);
 /* ---- Both (cluster.c) ---- */
 
 rs_status cluster_new(const rs_cluster_options *o, rs_cluster **out);
+
+/* Whoever dials, or has dialled and was not let in, then looks on for a head as long as it was told to. */
+void cluster_stop_listening(rs_cluster *c);
 
 /* Measures the links of all pairs of ranks, each rank those to the ranks above it, and gathers them at rank 0, whose
  * list [ranks, ranks] is filled in (links.c). Every rank calls it. */

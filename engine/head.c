@@ -170,6 +170,7 @@ rs_status rs_cluster_open(const rs_model *model, const rs_cluster_options *o, rs
     rs_cluster *c;
     uint16_t port;
     RS_TRY(cluster_new(o, &c));
+    c->leads = true;
     if (model != NULL) model_hash(model, c->model); /* a cold file takes its time: nobody is to wait for it */
     rs_status status = channel_listen(o->address, &c->listener, &port);
     if (status == RS_OK) {
@@ -179,6 +180,7 @@ rs_status rs_cluster_open(const rs_model *model, const rs_cluster_options *o, rs
         if (o->machine != NULL) c->machine[0].is = *o->machine;
         c->machine[0].is.memory_bytes = budget_limit();
         status = invite(c, model, port);
+        cluster_stop_listening(c);
         order_machines(c);
     }
     c->options.secret = NULL; /* the caller's, and needed no more */

@@ -245,6 +245,28 @@ def test_ranks_go_by_speed_only_where_all_are_known(start, model):
         assert peers[0].answer(MEASURE, PLAN)["rank"] == rank
 
 
+def test_one_machine_more_waits_for_the_next_head(start, model):
+    """Whether it dials when all have come, or is in the queue of the kernel by then."""
+    head, address = lead(start, model)
+    host, port = address.split(":")
+    peer = Peer(address)  # has the head until it says hello
+    with socket.create_connection((host, int(port)), timeout=LIMIT_S) as queued:
+        peer.hello()
+        peer.answer(PLAN)
+        queued.settimeout(1)  # the head lives: PLAN comes after the end of the queue
+        with pytest.raises(ConnectionResetError):
+            queued.recv(1)
+    member = start("join", address)
+    for _ in range(10):
+        time.sleep(0.2)
+        peer.send(BEAT)
+    peer.send(FAILED, "8 there is no room in here")
+    assert end(head)[0] == 2
+    assert member.poll() is None
+    head = start("run", "-m", model, "--raw", "-p", "\x01", "-n", "2", "--hosts", "2", "--listen", address)
+    assert end(head)[0] == 0 and end(member)[0] == 0
+
+
 # ---- Machines that misbehave ----
 
 
