@@ -78,7 +78,8 @@ void cluster_lost(void *cluster, peer *p, rs_status status, const char *why) {
     uint32_t i = 0;
     pthread_mutex_lock(&c->lock);
     while (i < c->machines && c->machine[i].peer != p) i++;
-    bool known = i < c->machines; /* else it was never let in */
+    bool known = i < c->machines; /* else it was not let in yet: one at a time is */
+    if (!known) c->left_early = true;
     pthread_mutex_unlock(&c->lock);
     if (!known) return;
     if (!c->leads) {

@@ -36,6 +36,7 @@ struct rs_cluster {
     pthread_mutex_t lock; /* of all below */
     pthread_cond_t judged;
     comm *running;     /* what bad news aborts, or NULL */
+    bool left_early;   /* the machine that is being let in is gone again */
     bool over;         /* there is a verdict */
     rs_status verdict; /* RS_OK: the head said BYE */
     char why[STATUS_TEXT_MAX];

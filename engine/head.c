@@ -86,8 +86,13 @@ static rs_status admit(rs_cluster *c, const rs_model *model, double deadline_s) 
     channel *line;
     RS_TRY(channel_accept(c->listener, o->secret, o->secret_bytes, deadline_s, address, &line));
     *m = (cluster_machine){0};
+    c->left_early = false; /* nobody whose watch could say so is being let in */
     RS_TRY(peer_open(line, cluster_lost, c, &m->peer));
     rs_status status = greet(c, model, m);
+    pthread_mutex_lock(&c->lock); /* its watch looks for itself */
+    if (status == RS_OK && c->left_early) status = status_fail(RS_PEER_LOST, "it left at once");
+    if (status == RS_OK) c->machines++;
+    pthread_mutex_unlock(&c->lock);
     if (status != RS_OK) {
         char why[STATUS_TEXT_MAX];
         snprintf(why, sizeof why, "%s", rs_last_error());
@@ -95,9 +100,6 @@ static rs_status admit(rs_cluster *c, const rs_model *model, double deadline_s) 
         m->peer = NULL;
         return status_fail(RS_PEER_LOST, "%s (%s) was refused: %.300s", m->host, address, why);
     }
-    pthread_mutex_lock(&c->lock); /* its watch looks for itself */
-    c->machines++;
-    pthread_mutex_unlock(&c->lock);
     cluster_news(c, "%s (%s) has joined, %u of %u%s", m->host, address, c->machines, o->hosts,
                  m->has_model || model == NULL ? "" : ", without a model file");
     return RS_OK;

@@ -395,6 +395,15 @@ def test_a_member_with_nonsense_for_an_address(start, model, answer):
     assert code == 2 and "rank 1 (odd?[31mone)" in said and "\x1b" not in said
 
 
+def test_a_member_that_leaves_at_once(start, model):
+    """It is refused, or, where the head was quicker, lost, but not waited for."""
+    head, address = lead(start, model, "--wait", "30", hosts=3)
+    peer = Peer(address)
+    peer.hello()
+    peer.send(BYE)
+    assert "it left" in wait_for(head, "left")
+
+
 def test_a_member_that_says_why_it_cannot(start, model):
     head, address = lead(start, model)
     peer = Peer(address)
