@@ -34,7 +34,11 @@ static void *rank_main(void *argument) {
     }
 }
 
-/* A member waits in one command until the head leaves, or its user wants to. */
+/* A member waits for its slices, and then in one command until the head leaves, or its user wants to. */
+static bool waits_for_head(const rs_engine *e, const command *c) {
+    return e->first > 0 && (c->kind == COMMAND_FOLLOW || c->kind == COMMAND_FURNISH);
+}
+
 static void poll_cluster(rs_engine *e) {
     struct timespec until = clock_after(POLL_S);
     if (pthread_cond_timedwait(&e->finished, &e->lock, &until) == 0) return;
@@ -53,7 +57,7 @@ rs_status engine_run(rs_engine *e, const command *c) {
     e->generation++;
     pthread_cond_broadcast(&e->posted);
     while (e->pending > 0) {
-        if (c->kind == COMMAND_FOLLOW) {
+        if (waits_for_head(e, c)) {
             poll_cluster(e);
         } else {
             pthread_cond_wait(&e->finished, &e->lock);
