@@ -126,8 +126,8 @@ def by_ssh(machines):
 
 @needs_ssh
 def test_hostfile(model, text, by_ssh):
-    done = by_ssh(f"node0   # here\n\nnode1 -m {model} --threads 1\nnode2 --threads 1 # no file\n", "run", "-m", model,
-                  *RUN)
+    done = by_ssh(f"node0\t--threads 1  # here\n\nnode1\t-m {model} --threads 1\nnode2 --threads 1 # no file\n", "run",
+                  "-m", model, *RUN)
     assert done.returncode == 0 and done.stdout == text, done.stderr
     assert done.stderr.count("has joined") == 2 and done.stderr.count("no model file here") == 1
     assert done.stderr.count("the head has left") == 2
