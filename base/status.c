@@ -2,14 +2,17 @@
 #include "base/status.h"
 
 #include <stdio.h>
+#include <string.h>
 
 static _Thread_local char latest[STATUS_TEXT_MAX];
 
 rs_status status_fail(rs_status status, const char *format, ...) {
+    char text[STATUS_TEXT_MAX]; /* an argument may be the latest text */
     va_list args;
     va_start(args, format);
-    status_format(latest, sizeof latest, format, args);
+    status_format(text, sizeof text, format, args);
     va_end(args);
+    memcpy(latest, text, strlen(text) + 1);
     return status;
 }
 

@@ -10,7 +10,7 @@
 enum { STATUS_TEXT_MAX = 512 };
 
 /* Stores one sentence (cause, numbers, way out; no trailing newline) as this thread's latest error and returns status.
- */
+ * An argument may be rs_last_error() itself, to say more of a failure. */
 rs_status status_fail(rs_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* vsnprintf, with '?' for control characters: some of it may come from a file or a stranger, and nothing in it may

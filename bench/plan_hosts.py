@@ -23,6 +23,8 @@ import subprocess
 import sys
 import tempfile
 
+import wall
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "build/release/ringspan"
 sys.path.insert(0, str(ROOT / "tests/lab"))
@@ -44,10 +46,9 @@ class Cluster:
 
     def start(self, host, *words, **popen):
         environment = {**os.environ, "RINGSPAN_SECRET": self.secret, "XDG_CACHE_HOME": f"{self.folder}/{host}"}
-        first = self.options.first_core + host * self.options.cores
         return self.lab.start(host, [str(PROGRAM), *words, "--threads", "1"], env=environment,
-                              cores=f"{first}-{first + self.options.cores - 1}", stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, text=True, **popen)
+                              cores=wall.cores_of(self.options, host), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              text=True, **popen)
 
     def probe(self):
         probes = [self.start(host, "probe", "-q") for host in range(self.hosts)]

@@ -65,8 +65,9 @@ typedef struct dialler {
     void *user;
 } dialler;
 
-static bool goes_on(const dialler *d) {
-    return d->go_on == NULL || d->go_on(d->user);
+static rs_status look_for_stop(const dialler *d) {
+    if (d->go_on == NULL || d->go_on(d->user)) return RS_OK;
+    return status_fail(RS_CANCELLED, "stopped while looking for a head");
 }
 
 /* wait_socket for a dialler: RS_CANCELLED when it does not go on. */
@@ -75,7 +76,7 @@ static rs_status wait_dialling(int fd, short events, double until_s, const diall
     do {
         status = wait_socket(fd, events, fmin(until_s, clock_s() + TRY_AGAIN_S));
         if (status != RS_PEER_LATE) return status;
-        if (!goes_on(d)) return status_fail(RS_CANCELLED, "stopped while looking for a head");
+        RS_TRY(look_for_stop(d));
     } while (clock_s() < until_s);
     return status;
 }
@@ -279,9 +280,7 @@ rs_status channel_accept(int listener, const void *secret, size_t secret_bytes, 
     if (fd < 0) return status_fail(RS_IO, "cannot accept a connection: %s", strerror(errno));
     name_peer((struct sockaddr *)&address, bytes, peer);
     if (open_channel(fd, NULL, secret, secret_bytes, out) == RS_OK) return RS_OK;
-    char why[STATUS_TEXT_MAX];
-    snprintf(why, sizeof why, "%s", rs_last_error());
-    return status_fail(RS_PEER_LOST, "%s was refused: %s", peer, why);
+    return status_fail(RS_PEER_LOST, "%s was refused: %s", peer, rs_last_error());
 }
 
 /* A head that is busy says nothing, nor does one without power: the kernels tell them apart within 20 seconds. */
@@ -332,17 +331,15 @@ rs_status channel_dial(const char *address, const void *secret, size_t secret_by
         int fd = -1;
         status = connect_any(found, &d, &fd);
         if (status == RS_OK) status = open_channel(fd, &d, secret, secret_bytes, out);
-        if (may_answer(status) && !goes_on(&d)) status = status_fail(RS_CANCELLED, "stopped while looking for a head");
+        if (may_answer(status) && look_for_stop(&d) != RS_OK) status = RS_CANCELLED;
         if (!may_answer(status) || clock_s() + TRY_AGAIN_S > d.until_s) break;
         struct timespec pause = clock_after(TRY_AGAIN_S);
         while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &pause, NULL) == EINTR) continue;
     }
     freeaddrinfo(found);
     if (!may_answer(status)) return status;
-    char why[STATUS_TEXT_MAX];
-    snprintf(why, sizeof why, "%s", rs_last_error());
     return status_fail(RS_PEER_LATE, "nobody answers at %s (%s); is the head running there, and the port open?",
-                       address, why);
+                       address, rs_last_error());
 }
 
 /* ---- Frames ---- */

@@ -145,12 +145,10 @@ static rs_status connect_ranks(const rs_cluster *c, ucx_comm *u, uint32_t own, u
                                const comm_part *addresses) {
     rs_status status = ucx_connect(u, own, ranks, addresses, c->epoch, CONNECT_S);
     if (status != RS_PEER_LATE && status != RS_PEER_LOST) return status;
-    char why[STATUS_TEXT_MAX];
-    snprintf(why, sizeof why, "%s", rs_last_error());
     return status_fail(status,
                        "%.300s; UCX opens ports of its own between all machines: let them through, or name the network "
                        "that all share in UCX_NET_DEVICES",
-                       why);
+                       rs_last_error());
 }
 
 rs_status cluster_measure_links(rs_cluster *c, ucx_comm *u, uint32_t own, uint32_t ranks, const comm_part *addresses,

@@ -291,12 +291,10 @@ rs_status rs_cluster_measure(rs_cluster *c, rs_machines *out, bool *known) {
     words_address *list = calloc(c->machines, sizeof *list);
     rs_link *links = calloc(pairs, sizeof *links);
     rs_status status = list != NULL && links != NULL ? RS_OK : status_fail(RS_NO_MEMORY, "no memory to measure links");
-    if (status == RS_OK && c->machines > 1) {
-        status = ucx_open(true, &u);
-        if (status == RS_OK) {
-            status = measure_links(c, u, list, links);
-            if (status != RS_OK) status = cluster_fail(c, status);
-        }
+    if (status == RS_OK && c->machines > 1) status = ucx_open(true, &u);
+    if (status == RS_OK && u != NULL) {
+        status = measure_links(c, u, list, links);
+        if (status != RS_OK) status = cluster_fail(c, status);
     }
     ucx_close(u);
     if (status == RS_OK) {

@@ -89,7 +89,6 @@ void slices_layout(slices *s, arena *a, const hparams *h, const weights *w, cons
     if (packed) s->output.data = arena_take(a, s->output.rows, s->output.row_bytes);
 }
 
-/* The matrix was read for the last time. */
 static void forget(const gguf *file, const matrix *m) {
     gguf_forget(file, m->data, m->rows * m->row_bytes);
 }
@@ -103,15 +102,9 @@ void layer_forget(const layer_weights *whole, const gguf *file) {
 
 void slices_pack(const slices *s, const hparams *h, const weights *w, const shard *own, const gguf *file) {
     for (uint32_t i = 0; i < range_count(own->layers); i++) {
-        layer_weights whole = w->layers[own->layers.begin + i], from = slice_of(&whole, h, own), to = s->layers[i];
-        matrix *wholes[RUN_MATRICES], *sources[RUN_MATRICES], *targets[RUN_MATRICES];
-        list_matrices(&whole, wholes);
-        list_matrices(&from, sources);
-        list_matrices(&to, targets);
-        for (int m = 0; m < RUN_MATRICES; m++) {
-            copy_matrix(targets[m], sources[m]);
-            forget(file, wholes[m]);
-        }
+        const layer_weights *whole = &w->layers[own->layers.begin + i];
+        run_pack(whole, h, own, (uint8_t *)s->layers[i].q.data);
+        layer_forget(whole, file);
     }
     matrix output = matrix_rows(&w->output, own->vocab.begin, own->vocab.end);
     copy_matrix(&s->output, &output);

@@ -89,9 +89,9 @@ static uint64_t room_of(const search *s, const rs_price *c, uint32_t rank) {
     return s->machines->machine[c->machine[rank]].memory_bytes;
 }
 
-/* What a rank's machine holds for the program itself. */
+/* What each machine of several holds for the program itself. */
 static uint64_t program_of(const search *s, uint32_t ranks) {
-    return s->machines->local ? s->program : s->program + PROGRAM_SLACK + ucx_resident(ranks);
+    return s->program + PROGRAM_SLACK + ucx_resident(ranks);
 }
 
 /* Fills in what each rank holds and whether it fits. */
@@ -116,8 +116,7 @@ static void take_stock(const search *s, const rs_plan *p, rs_price *c) {
         }
     }
     if (s->machines->local) {
-        c->fits = size_add(size_add(p->info.weights, program_of(s, ranks)), size_add(p->info.ranks, p->info.tables)) <=
-                  s->limit;
+        c->fits = size_add(size_add(p->info.weights, s->program), size_add(p->info.ranks, p->info.tables)) <= s->limit;
     }
 }
 

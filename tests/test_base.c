@@ -174,6 +174,8 @@ static void errors_belong_to_their_thread(void **state) {
     pthread_join(thread, NULL);
     assert_true(right);
     assert_string_equal(rs_last_error(), "here 1");
+    status_fail(RS_IO, "it failed %s", rs_last_error());
+    assert_string_equal(rs_last_error(), "it failed here 1");
 }
 
 static void long_errors_are_cut(void **state) {

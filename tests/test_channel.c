@@ -122,6 +122,16 @@ static void test_nobody_there(void **state) {
     assert_int_equal(asked, 3);
 }
 
+/* Lets a member in that dials already. */
+static void let_in(side *head, side *member) {
+    side_main(head);
+    pthread_join(member->thread, NULL);
+    assert_int_equal(head->status, RS_OK);
+    assert_int_equal(member->status, RS_OK);
+    close_sides(head, member);
+    close(head->listener);
+}
+
 /* The kernel connects before the head has time: the member waits as long as it was told to, and can be stopped. */
 static void test_a_busy_head_is_waited_for(void **state) {
     (void)state;
@@ -136,12 +146,7 @@ static void test_a_busy_head_is_waited_for(void **state) {
     snprintf(member.address, sizeof member.address, "%s", head.address);
     assert_int_equal(pthread_create(&member.thread, NULL, side_main, &member), 0);
     usleep(6000000); /* longer than the proof may take */
-    side_main(&head);
-    pthread_join(member.thread, NULL);
-    assert_int_equal(head.status, RS_OK);
-    assert_int_equal(member.status, RS_OK);
-    close_sides(&head, &member);
-    close(head.listener);
+    let_in(&head, &member);
 }
 
 /* A head that closes, and comes again, finds a member that it had not let in yet. */
@@ -156,12 +161,7 @@ static void test_a_head_that_closes_is_dialled_again(void **state) {
     assert_int_equal(poll(&knocks, 1, 20000), 1);
     close(first);
     assert_int_equal(channel_listen(head.address, &head.listener, &port), RS_OK);
-    side_main(&head);
-    pthread_join(member.thread, NULL);
-    assert_int_equal(head.status, RS_OK);
-    assert_int_equal(member.status, RS_OK);
-    close_sides(&head, &member);
-    close(head.listener);
+    let_in(&head, &member);
 }
 
 /* ---- A relay on the wire ---- */
